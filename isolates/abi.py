@@ -1,0 +1,547 @@
+"""Component values <-> Python values, compiled once per function type.
+
+The stock converters of the bindings read the function type again on every call, convert ``list<u8>`` byte by byte,
+share unlocked globals between threads, and let a ``BaseException`` out of a host function, which reads as an
+undefined return value on the C side and ends the process. This file replaces them for host functions.
+
+**Declared, not discovered.** A host function is declared with the text of its WIT signature::
+
+    @streams.func("[method]input-stream.read: func(self: borrow<input-stream>, len: u64)"
+                  " -> result<list<u8>, stream-error>")
+    def read(guest, stream, length): ...
+
+From the text, one ``lift`` per parameter and one ``lower`` for the result are compiled when the module is imported:
+closures over addresses, no reflection left at run time. A value of the C API is 32 bytes: a kind byte at 0, the
+payload at 8.
+
+**Python side.** ``list<u8>`` is ``bytes``; other lists are lists; tuples and records are tuples in field order; an
+option is ``None`` or the value; a result is ``Ok`` or ``Err``; a variant is ``(case, payload)``; an enum is ``str``;
+``own<T>`` and ``borrow<T>`` are the Python object itself, which lives in the guest's resource table (an ``own``
+parameter leaves the table). So host functions are plain functions of plain values.
+
+**Armour.** Whatever a host function raises, ``BaseException`` included, becomes a trap of that guest and is kept in
+``guest.fault``; nothing passes through C. Destructors likewise.
+
+**Ownership** (observed with the C API of wasmtime 50): arguments belong to wasmtime and are freed after the callback;
+results are taken over by wasmtime, so everything in them is allocated with its own allocators. The kind byte of a
+result is written last: a lowering that fails half way leaves the harmless ``bool`` that wasmtime put there.
+"""
+
+import ctypes
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from wasmtime import _ffi
+
+T = TypeVar("T")
+
+# Values are addresses (int) throughout: building ctypes pointer objects is what makes the stock path slow.
+# A handle of our own, so that these prototypes do not disturb those of the bindings. PyDLL keeps the GIL: these
+# calls take well under a microsecond and must not invite another thread in.
+_C = ctypes.PyDLL(str(_ffi.filename))
+
+
+def _declare(name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(_C, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_P, _U32, _SIZE = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_size_t
+_byte_vec_new = _declare("wasm_byte_vec_new", None, _P, _SIZE, ctypes.c_char_p)
+_val_new = _declare("wasmtime_component_val_new", _P, _P)
+_val_delete = _declare("wasmtime_component_val_delete", None, _P)
+_vallist_new_uninit = _declare("wasmtime_component_vallist_new_uninit", None, _P, _SIZE)
+_valtuple_new_uninit = _declare("wasmtime_component_valtuple_new_uninit", None, _P, _SIZE)
+_valrecord_new_uninit = _declare("wasmtime_component_valrecord_new_uninit", None, _P, _SIZE)
+_host_new = _declare("wasmtime_component_resource_host_new", _P, ctypes.c_bool, _U32, _U32)
+_host_rep = _declare("wasmtime_component_resource_host_rep", _U32, _P)
+_host_delete = _declare("wasmtime_component_resource_host_delete", None, _P)
+_host_to_any = _declare("wasmtime_component_resource_host_to_any", _P, _P, _P, _P)
+_any_to_host = _declare("wasmtime_component_resource_any_to_host", _P, _P, _P, _P)
+_error_new = _declare("wasmtime_error_new", _P, ctypes.c_char_p)
+_error_delete = _declare("wasmtime_error_delete", None, _P)
+
+VALUE_BYTES = 32
+_RECORD_ENTRY_BYTES = 48
+_KIND = {
+    "bool": 0, "s8": 1, "u8": 2, "s16": 3, "u16": 4, "s32": 5, "u32": 6, "s64": 7, "u64": 8, "string": 12, "list": 13,
+    "record": 14, "tuple": 15, "variant": 16, "enum": 17, "option": 18, "result": 19, "resource": 21,
+}  # fmt: skip
+_INTEGER: dict[str, Any] = {
+    "bool": ctypes.c_bool, "s8": ctypes.c_int8, "u8": ctypes.c_uint8, "s16": ctypes.c_int16, "u16": ctypes.c_uint16,
+    "s32": ctypes.c_int32, "u32": ctypes.c_uint32, "s64": ctypes.c_int64, "u64": ctypes.c_uint64,
+}  # fmt: skip
+
+_byte_at = ctypes.c_uint8.from_address
+_word_at = ctypes.c_uint64.from_address
+
+
+class Ok(Generic[T]):
+    """The good case of a ``result``."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class Err(Generic[T]):
+    """The bad case of a ``result``: an answer to the guest, not a fault of the host."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+DONE: Ok[None] = Ok(None)
+
+
+class GuestTrap(Exception):
+    """Raised by host functions to end the guest's call at once; the guest cannot catch it."""
+
+
+class Guest(Protocol):
+    """What the binding layer needs of a guest: its resource table, and a place for the fault that ended it."""
+
+    fault: BaseException | None
+    host_calls: int
+
+    def lend(self, thing: Any) -> int: ...
+    def borrowed(self, rep: int) -> Any: ...
+    def take(self, rep: int) -> Any: ...
+    def dropped(self, rep: int) -> None: ...
+
+
+#: Which guest a store's context belongs to. Entered when a store is made and removed before it is deleted, so it is
+#: bounded by the isolates alive in this process.
+GUESTS: dict[int, Guest] = {}
+
+Lift = Callable[[Guest, int, int], Any]
+Lower = Callable[[Guest, int, int, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    lift: Lift
+    lower: Lower
+
+
+# ---------------------------------------------------------------------------------------------- scalars and text
+
+
+def _integer(name: str) -> _Type:
+    at: Callable[[int], Any] = _INTEGER[name].from_address
+    kind = _KIND[name]
+
+    def lift(guest: Guest, context: int, address: int) -> Any:
+        return at(address + 8).value
+
+    def lower(guest: Guest, context: int, address: int, value: Any) -> None:
+        at(address + 8).value = value
+        _byte_at(address).value = kind
+
+    return _Type(lift, lower)
+
+
+def _text(address: int) -> str:
+    return ctypes.string_at(_word_at(address + 8).value, _word_at(address).value).decode()
+
+
+def _put_text(address: int, raw: bytes) -> None:
+    _byte_vec_new(address, len(raw), raw)
+
+
+def _string(kind: int) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> str:
+        return _text(address + 8)
+
+    def lower(guest: Guest, context: int, address: int, value: str) -> None:
+        _put_text(address + 8, value.encode())
+        _byte_at(address).value = kind
+
+    return _Type(lift, lower)
+
+
+# -------------------------------------------------------------------------------------------------- compounds
+
+
+def _bytes() -> _Type:
+    """``list<u8>``: each byte is a 32-byte value in the C API, so bytes are moved with strided copies."""
+
+    def lift(guest: Guest, context: int, address: int) -> bytes:
+        size = _word_at(address + 8).value
+        return ctypes.string_at(_word_at(address + 16).value, size * VALUE_BYTES)[8::VALUE_BYTES] if size else b""
+
+    def lower(guest: Guest, context: int, address: int, value: bytes) -> None:
+        size = len(value)
+        _vallist_new_uninit(address + 8, size)
+        if size:
+            block = bytearray(size * VALUE_BYTES)
+            block[0::VALUE_BYTES] = b"\x02" * size
+            block[8::VALUE_BYTES] = value
+            ctypes.memmove(_word_at(address + 16).value, bytes(block), size * VALUE_BYTES)
+        _byte_at(address).value = _KIND["list"]
+
+    return _Type(lift, lower)
+
+
+def _list(element: _Type) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> list[Any]:
+        size, data = _word_at(address + 8).value, _word_at(address + 16).value
+        return [element.lift(guest, context, data + VALUE_BYTES * i) for i in range(size)]
+
+    def lower(guest: Guest, context: int, address: int, value: list[Any]) -> None:
+        _vallist_new_uninit(address + 8, len(value))
+        data = _word_at(address + 16).value
+        for i, item in enumerate(value):
+            element.lower(guest, context, data + VALUE_BYTES * i, item)
+        _byte_at(address).value = _KIND["list"]
+
+    return _Type(lift, lower)
+
+
+def _tuple(elements: list[_Type]) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> tuple[Any, ...]:
+        data = _word_at(address + 16).value
+        return tuple(e.lift(guest, context, data + VALUE_BYTES * i) for i, e in enumerate(elements))
+
+    def lower(guest: Guest, context: int, address: int, value: tuple[Any, ...]) -> None:
+        _valtuple_new_uninit(address + 8, len(elements))
+        data = _word_at(address + 16).value
+        for i, (element, item) in enumerate(zip(elements, value, strict=True)):
+            element.lower(guest, context, data + VALUE_BYTES * i, item)
+        _byte_at(address).value = _KIND["tuple"]
+
+    return _Type(lift, lower)
+
+
+def _record(fields: list[tuple[bytes, _Type]]) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> tuple[Any, ...]:
+        data = _word_at(address + 16).value
+        return tuple(t.lift(guest, context, data + _RECORD_ENTRY_BYTES * i + 16) for i, (_, t) in enumerate(fields))
+
+    def lower(guest: Guest, context: int, address: int, value: tuple[Any, ...]) -> None:
+        _valrecord_new_uninit(address + 8, len(fields))
+        data = _word_at(address + 16).value
+        for i, ((name, kind), item) in enumerate(zip(fields, value, strict=True)):
+            _put_text(data + _RECORD_ENTRY_BYTES * i, name)
+            kind.lower(guest, context, data + _RECORD_ENTRY_BYTES * i + 16, item)
+        _byte_at(address).value = _KIND["record"]
+
+    return _Type(lift, lower)
+
+
+def _boxed(kind: _Type, guest: Guest, context: int, value: Any) -> int:
+    """The value moved to wasmtime's heap; the address of its box."""
+    scratch = ctypes.create_string_buffer(VALUE_BYTES)
+    address = ctypes.addressof(scratch)
+    kind.lower(guest, context, address, value)
+    box: int = _val_new(address)
+    return box
+
+
+def _variant(cases: dict[str, _Type | None]) -> _Type:
+    raw = {name: name.encode() for name in cases}
+
+    def lift(guest: Guest, context: int, address: int) -> tuple[str, Any]:
+        case = _text(address + 8)
+        kind = cases[case]
+        return case, None if kind is None else kind.lift(guest, context, _word_at(address + 24).value)
+
+    def lower(guest: Guest, context: int, address: int, value: tuple[str, Any]) -> None:
+        case, payload = value
+        kind = cases[case]
+        box = 0 if kind is None else _boxed(kind, guest, context, payload)
+        _put_text(address + 8, raw[case])
+        _word_at(address + 24).value = box
+        _byte_at(address).value = _KIND["variant"]
+
+    return _Type(lift, lower)
+
+
+def _option(inner: _Type) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> Any:
+        box = _word_at(address + 8).value
+        return inner.lift(guest, context, box) if box else None
+
+    def lower(guest: Guest, context: int, address: int, value: Any) -> None:
+        _word_at(address + 8).value = 0 if value is None else _boxed(inner, guest, context, value)
+        _byte_at(address).value = _KIND["option"]
+
+    return _Type(lift, lower)
+
+
+def _result(ok: _Type | None, err: _Type | None) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> Ok[Any] | Err[Any]:
+        good = _byte_at(address + 8).value
+        kind = ok if good else err
+        value = None if kind is None else kind.lift(guest, context, _word_at(address + 16).value)
+        return Ok(value) if good else Err(value)
+
+    def lower(guest: Guest, context: int, address: int, value: Ok[Any] | Err[Any]) -> None:
+        good = value.__class__ is Ok
+        kind = ok if good else err
+        box = 0 if kind is None else _boxed(kind, guest, context, value.value)
+        _byte_at(address + 8).value = good
+        _word_at(address + 16).value = box
+        _byte_at(address).value = _KIND["result"]
+
+    return _Type(lift, lower)
+
+
+# -------------------------------------------------------------------------------------------------- resources
+
+
+def _resource(type_id: int, *, owned: bool) -> _Type:
+    def lift(guest: Guest, context: int, address: int) -> Any:
+        # Asking for the host side also gives a borrow back; without it the call ends with "borrow handles still
+        # remain", even when the value is not looked at.
+        host = ctypes.c_void_p()
+        error = _any_to_host(context, _word_at(address + 8).value, ctypes.addressof(host))
+        if error:
+            _error_delete(error)
+            raise GuestTrap("a resource of another type was passed")
+        rep = _host_rep(host)
+        _host_delete(host)
+        return guest.take(rep) if owned else guest.borrowed(rep)
+
+    def lower(guest: Guest, context: int, address: int, value: Any) -> None:
+        lower_own(guest, context, address, guest.lend(value), type_id)
+
+    return _Type(lift, lower)
+
+
+def lower_own(guest: Guest, context: int, address: int, rep: int, type_id: int) -> None:
+    """Write an ``own`` handle for table entry ``rep`` of resource type ``type_id`` to the value at ``address``."""
+    host = _host_new(True, rep, type_id)
+    handle = ctypes.c_void_p()
+    error = _host_to_any(context, host, ctypes.addressof(handle))
+    _host_delete(host)
+    if error:
+        _error_delete(error)
+        raise GuestTrap("no more resource handles in this store")
+    _word_at(address + 8).value = handle.value or 0
+    _byte_at(address).value = _KIND["resource"]
+
+
+# ------------------------------------------------------------------------------------------- WIT text -> types
+
+_TOKEN = re.compile(r"[%]?[A-Za-z_][A-Za-z0-9-]*|[<>,]")
+
+
+class _Scope:
+    """The named types that signatures may mention, and the parser of type expressions."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, _Type] = {}
+        self.resource_ids: dict[str, int] = {}
+
+    def parse(self, text: str) -> _Type:
+        tokens = _TOKEN.findall(text)
+        parsed, rest = self._type(tokens)
+        if parsed is None or rest:
+            raise ValueError(f"cannot read the type {text!r}")
+        return parsed
+
+    def _type(self, tokens: list[str]) -> tuple[_Type | None, list[str]]:
+        if not tokens:
+            raise ValueError("a type is missing")
+        head, rest = tokens[0], tokens[1:]
+        if rest and rest[0] == "<":
+            names, arguments, rest = self._arguments(head, rest[1:])
+            return self._generic(head, names, arguments), rest
+        if head == "_":
+            return None, rest
+        if head in _INTEGER:
+            return _integer(head), rest
+        if head == "string":
+            return _string(_KIND["string"]), rest
+        if head == "result":
+            return _result(None, None), rest
+        if head in self.resource_ids:
+            return _resource(self.resource_ids[head], owned=True), rest
+        if head not in self.named:
+            raise ValueError(f"the type {head!r} is not declared")
+        return self.named[head], rest
+
+    def _arguments(self, head: str, tokens: list[str]) -> tuple[list[str], list[_Type | None], list[str]]:
+        names: list[str] = []
+        arguments: list[_Type | None] = []
+        while True:
+            names.append(tokens[0])
+            if head in ("own", "borrow"):
+                tokens = tokens[1:]
+            else:
+                argument, tokens = self._type(tokens)
+                arguments.append(argument)
+            separator, tokens = tokens[0], tokens[1:]
+            if separator == ">":
+                return names, arguments, tokens
+
+    def _generic(self, head: str, names: list[str], arguments: list[_Type | None]) -> _Type:
+        if head in ("own", "borrow"):
+            return _resource(self.resource_ids[names[0]], owned=head == "own")
+        if head == "result":
+            return _result(arguments[0], arguments[1] if len(arguments) > 1 else None)
+        present = [a for a in arguments if a is not None]
+        if head == "list":
+            return _bytes() if names == ["u8"] else _list(present[0])
+        if head == "option":
+            return _option(present[0])
+        if head == "tuple":
+            return _tuple(present)
+        raise ValueError(f"unknown generic type {head!r}")
+
+
+@dataclass
+class Signature:
+    """A compiled function type."""
+
+    lifts: list[Lift]
+    lower: Lower | None
+
+
+HostFunction = Callable[..., Any]
+Callback = Callable[[int, int, int, int, int, int, int], int]
+
+
+@dataclass
+class Interface:
+    """One WASI interface: its name with a version, its resources, and its functions as callbacks for the linker.
+
+    The version is any of the 0.2 line: the linker matches versions by semantic compatibility, so one definition serves
+    imports of 0.2.0 to 0.2.12.
+    """
+
+    name: str
+    world: "World"
+    resources: dict[str, int] = field(default_factory=dict)
+    callbacks: dict[str, Callback] = field(default_factory=dict)
+
+    def resource(self, name: str) -> None:
+        """Declare a resource type that this interface defines."""
+        self.resources[name] = self.world.new_resource(name)
+
+    def use_resource(self, name: str, original: str) -> None:
+        """Declare ``name`` as another name of a resource that another interface (or this one) defined.
+
+        The same type id under both names, or instantiation fails with "mismatched resource types".
+        """
+        self.resources[name] = self.world.scope.resource_ids[name] = self.world.scope.resource_ids[original]
+
+    def variant(self, name: str, cases: dict[str, str | None]) -> None:
+        """Declare a variant: case -> type text, or None for a case without a payload."""
+        scope = self.world.scope
+        scope.named[name] = _variant({c: None if t is None else scope.parse(t) for c, t in cases.items()})
+
+    def record(self, name: str, fields: dict[str, str]) -> None:
+        """Declare a record; its Python value is a tuple in this order of fields."""
+        scope = self.world.scope
+        scope.named[name] = _record([(f.encode(), scope.parse(t)) for f, t in fields.items()])
+
+    def enum(self, name: str) -> None:
+        """Declare an enum; its Python value is the case's name."""
+        self.world.scope.named[name] = _string(_KIND["enum"])
+
+    def alias(self, name: str, text: str) -> None:
+        """Declare another name for a type."""
+        self.world.scope.named[name] = self.world.scope.parse(text)
+
+    def func(self, declaration: str) -> Callable[[HostFunction], HostFunction]:
+        """Define the function whose WIT text is ``NAME: func(PARAMS) [-> RESULT]``; the guest comes first."""
+        name, _, text = declaration.partition(": func(")
+
+        def define(function: HostFunction) -> HostFunction:
+            self.callbacks[name] = _callback(function, self.world.signature(text), f"{self.name}#{name}")
+            return function
+
+        return define
+
+
+class World:
+    """All interfaces a guest can import, with the types they share."""
+
+    def __init__(self) -> None:
+        self.scope = _Scope()
+        self.interfaces: dict[str, Interface] = {}
+        self._last_type_id = 0
+
+    def interface(self, name: str) -> Interface:
+        """A new interface, ``namespace:package/name@0.2.x``."""
+        made = self.interfaces[name] = Interface(name, self)
+        return made
+
+    def new_resource(self, name: str) -> int:
+        self._last_type_id += 1
+        self.scope.resource_ids[name] = self._last_type_id
+        return self._last_type_id
+
+    def signature(self, text: str) -> Signature:
+        """Compile ``PARAMS) [-> RESULT]``."""
+        parameters, _, result = text.rpartition(")")
+        lifts = [self.scope.parse(p.split(":", 1)[1]).lift for p in _split_parameters(parameters)]
+        result = result.removeprefix(" -> ").strip()
+        return Signature(lifts, self.scope.parse(result).lower if result else None)
+
+
+def _split_parameters(text: str) -> list[str]:
+    """``a: list<x>, b: y`` -> [``a: list<x>``, ``b: y``]: commas inside angle brackets do not count."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if character == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [p for p in [*parts, text[start:]] if p.strip()]
+
+
+def _callback(function: HostFunction, signature: Signature, name: str) -> Callback:
+    lifts = list(enumerate(signature.lifts))
+    lower = signature.lower
+    failure = f"{name} failed in the host".encode()
+
+    def called(data: int, context: int, kind: int, arguments: int, count: int, results: int, result_count: int) -> int:
+        try:
+            guest = GUESTS[context]
+            guest.host_calls += 1
+            value = function(guest, *[lift(guest, context, arguments + VALUE_BYTES * i) for i, lift in lifts])
+            if lower is not None:
+                lower(guest, context, results, value)
+            return 0
+        except BaseException as fault:
+            return trap(context, fault, failure)
+
+    return called
+
+
+def trap(context: int, fault: BaseException, message: bytes) -> int:
+    """Keep the fault for whoever runs the guest and give the C side an error, which ends the guest's call."""
+    try:
+        guest = GUESTS.get(context)
+        if guest is not None and guest.fault is None:
+            guest.fault = fault
+    finally:
+        # The returned error is what makes the guest stop; nothing may get in its way, not even a second fault.
+        return int(_error_new(message))  # noqa: B012
+
+
+def destructor(data: int, context: int, rep: int) -> int:
+    """The destructor of every resource type: the guest dropped its handle, so the table entry goes."""
+    try:
+        GUESTS[context].dropped(rep)
+        return 0
+    except BaseException as fault:
+        return trap(context, fault, b"a resource destructor failed in the host")
+
+
+CALLBACK = ctypes.CFUNCTYPE(_SIZE, _P, _P, _P, _P, _SIZE, _P, _SIZE)
+DESTRUCTOR = ctypes.CFUNCTYPE(_SIZE, _P, _P, _U32)
+
+
+def delete_value(address: int) -> None:
+    """Free what a value that we own holds."""
+    _val_delete(address)

@@ -1,0 +1,275 @@
+"""One isolate: an instance of a version, started once, serving one request at a time.
+
+Life: ``Isolate.start`` instantiates the component under the startup CPU limit; ``run`` gives it one request on the
+calling thread; ``close`` deletes its store. Between two requests nothing of the first may reach the second except
+what the guest itself kept in its memory.
+
+How a run ends is told by three observers, in this order: the guest's own ``ended`` (a host function or the tick
+stopped it), the error that came back through wasmtime (a trap), and what the guest did with its outparam. A trap
+that follows a refused memory growth is ``exceededMemory``: see ``memory_map``.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isolates import abi, memory_map
+from isolates.artifact import Mapped
+from isolates.conversation import Conversation, ConversationLost
+from isolates.engine import (
+    NO_FINALIZER,
+    TICK,
+    Function,
+    Instance,
+    Sandbox,
+    consume_error,
+    context_set_epoch_deadline,
+    func_call,
+    instance_get_func,
+    linker_instantiate,
+    store_context,
+    store_delete,
+    store_epoch_callback,
+    store_limiter,
+    store_new,
+)
+from isolates.guest import Guest, LogLine
+from isolates.limits import MIB, IsolateLimits, Usage, Verdict, verdict_after
+from isolates.outcome import Outcome
+from isolates.wasi.http import IncomingRequest, Outparam
+
+#: What an instance may consist of. Engines with adapters have about twenty core instances and two tables.
+_INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX, _MEMORIES_MAX = 128, 32, 200_000, 1
+#: A trap counts as running out of memory when less than this was left: the largest step in which allocators of stock
+#: toolchains grow a memory beyond their request is 64 KiB pages times a few; engines' garbage collectors take 1 MiB
+#: chunks and more.
+_MEMORY_LEFT_BYTES = 4 * MIB
+#: Ticks between two looks at whether the client is still there: a system call each time would cost 1 % of a core.
+_TICKS_PER_LOOK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """Why no isolate came to be. ``reason`` may be shown to the worker's owner."""
+
+    outcome: Outcome
+    reason: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One request, after the guest left it."""
+
+    outcome: Outcome
+    verdict: Verdict
+    usage: Usage
+    reason: str
+    logs: tuple[LogLine, ...]
+    answered: bool
+
+
+@TICK  # type: ignore[untyped-decorator]
+def _on_tick(context: int, data: int, delta: int, kind: int) -> int:
+    """The engine's epoch passed while a guest ran: go on for one more tick, or stop it."""
+    try:
+        ctypes.c_uint64.from_address(delta).value = 1
+        guest = abi.GUESTS[context]
+        assert isinstance(guest, RunningGuest)
+        guest.tick()
+        return 0
+    except BaseException as fault:
+        return abi.trap(context, fault, b"stopped by the host")
+
+
+class RunningGuest(Guest):
+    """A guest with its CPU clock."""
+
+    cpu_began_ns = 0
+    cpu_limit_ns = 0
+    _ticks = 0
+
+    def begin_cpu(self, limit_ms: float) -> None:
+        """From now on, on this thread, at most ``limit_ms`` of CPU time."""
+        self.cpu_began_ns = time.thread_time_ns()
+        self.cpu_limit_ns = int(limit_ms * 1e6)
+        self._ticks = 0
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time used on this thread since ``begin_cpu``."""
+        return (time.thread_time_ns() - self.cpu_began_ns) / 1e6
+
+    def tick(self) -> None:
+        """Called every millisecond of running guest code: limits, the client, and held-back output."""
+        if time.thread_time_ns() - self.cpu_began_ns > self.cpu_limit_ns:
+            self.end(Outcome.EXCEEDED_CPU)
+        if time.monotonic() > self.deadline_s:
+            self.end(Outcome.EXCEEDED_WALL_TIME)
+        conversation = self.conversation
+        if conversation is None:
+            return
+        self._ticks += 1
+        try:
+            conversation.flush()
+            if self._ticks % _TICKS_PER_LOOK == 0 and not conversation.listening():
+                self.end(Outcome.CANCELED)
+        except ConversationLost:
+            self.end(Outcome.CANCELED)
+
+
+class Isolate:
+    """One instance. Used by one thread at a time; may move between threads in between."""
+
+    def __init__(self, box: Sandbox, mapped: Mapped, limits: IsolateLimits, entropy: Callable[[int], bytes]) -> None:
+        self._box = box
+        self._mapped = mapped
+        self.limits = limits
+        self.guest = RunningGuest(limits, entropy)
+        self.requests = 0
+        self.start_cpu_ms = 0.0
+        self.start_wall_ms = 0.0
+        self._request_type = box.world.scope.resource_ids["incoming-request"]
+        self._outparam_type = box.world.scope.resource_ids["response-outparam"]
+        self._writable_before = memory_map.writable_bytes()
+        self._store: int | None = store_new(box.engine.ptr(), None, NO_FINALIZER)
+        self._context: int = store_context(self._store)
+        self._function = Function()
+        abi.GUESTS[self._context] = self.guest
+        store_limiter(
+            self._store, limits.memory_bytes_max, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX
+        )
+        store_epoch_callback(self._store, _on_tick, None, NO_FINALIZER)
+        context_set_epoch_deadline(self._context, 1)
+
+    @classmethod
+    def start(
+        cls, box: Sandbox, mapped: Mapped, limits: IsolateLimits, entropy: Callable[[int], bytes]
+    ) -> "Isolate | StartFailed":
+        """Instantiate ``mapped`` under the startup limits. The caller's thread does the work."""
+        isolate = cls(box, mapped, limits, entropy)
+        failed = isolate._instantiate()
+        if failed is not None:
+            isolate.close()
+            return failed
+        return isolate
+
+    def _instantiate(self) -> StartFailed | None:
+        guest, instance = self.guest, Instance()
+        # Start-up waits for nobody: wall time is a multiple of its CPU limit, for a machine with other work to do.
+        guest.begin(None, wall_ms=10 * self.limits.startup_cpu_ms + 1_000)
+        guest.begin_cpu(self.limits.startup_cpu_ms)
+        began = time.perf_counter()
+        with self._box.ticker:
+            error = linker_instantiate(
+                self._box.linker, self._context, self._mapped.component.ptr(), ctypes.byref(instance)
+            )
+        self.start_cpu_ms = guest.cpu_ms
+        self.start_wall_ms = (time.perf_counter() - began) * 1e3
+        if error:
+            message = consume_error(error)
+            if guest.ended in (Outcome.EXCEEDED_CPU, Outcome.EXCEEDED_WALL_TIME):
+                return StartFailed(
+                    guest.ended,
+                    f"it used more than its {self.limits.startup_cpu_ms:g} ms of startup CPU.",
+                    "Do less at module level, or snapshot it at build time.",
+                )
+            if "memor" in message and "limit" in message:
+                return StartFailed(
+                    Outcome.EXCEEDED_MEMORY,
+                    f"it needs more than its {self.limits.memory_bytes_max // MIB} MiB of memory, or more than one.",
+                    "Ask for a larger memory limit in everwarm.toml.",
+                )
+            return StartFailed(Outcome.EXCEPTION, _first_lines(message), "Its log may say more.")
+        if not instance_get_func(
+            ctypes.byref(instance), self._context, self._mapped.handler.ptr(), ctypes.byref(self._function)
+        ):
+            return StartFailed(Outcome.INTERNAL_ERROR, "its handler is not a function.")
+        return None
+
+    def run(self, conversation: Conversation) -> Finished:
+        """Serve one request on the calling thread. Never raises for what the guest does."""
+        guest = self.guest
+        self.requests += 1
+        guest.begin(conversation, wall_ms=self.limits.wall_ms)
+        guest.begin_cpu(self.limits.cpu_ms)
+        began = time.perf_counter()
+        with self._box.ticker:
+            error = self._call(conversation)
+        cpu_ms = guest.cpu_ms
+        wall_ms = (time.perf_counter() - began) * 1e3
+        message = consume_error(error) if error else ""
+        outcome, reason = self._outcome(message)
+        guest.conversation = None
+        return Finished(
+            outcome,
+            verdict_after(outcome, returned=not error),
+            Usage(cpu_ms=cpu_ms, wall_ms=wall_ms, host_calls=guest.host_calls),
+            reason,
+            tuple(guest.logs),
+            answered=isinstance(guest.response, abi.Ok),
+        )
+
+    def _call(self, conversation: Conversation) -> int | None:
+        guest = self.guest
+        parameters = ctypes.create_string_buffer(2 * abi.VALUE_BYTES)
+        address = ctypes.addressof(parameters)
+        abi.lower_own(guest, self._context, address, guest.lend(IncomingRequest(conversation.head)), self._request_type)
+        outparam = address + abi.VALUE_BYTES
+        abi.lower_own(guest, self._context, outparam, guest.lend(Outparam()), self._outparam_type)
+        context_set_epoch_deadline(self._context, 1)
+        error: int | None = func_call(ctypes.byref(self._function), self._context, address, 2, None, 0)
+        abi.delete_value(address)
+        abi.delete_value(outparam)
+        return error
+
+    def _outcome(self, message: str) -> tuple[Outcome, str]:
+        """How the request ended, and a reason for the worker's owner."""
+        guest = self.guest
+        if message:
+            if guest.ended is not None:
+                return guest.ended, guest.ended.value
+            if guest.fault is not None and not isinstance(guest.fault, abi.GuestTrap):
+                return Outcome.INTERNAL_ERROR, f"{type(guest.fault).__name__}: {guest.fault}"
+            if self._ran_out_of_memory():
+                return Outcome.EXCEEDED_MEMORY, f"more than {self.limits.memory_bytes_max // MIB} MiB of memory"
+            return Outcome.EXCEPTION, _first_lines(message)
+        response = guest.response
+        if response is None:
+            return Outcome.HUNG, "the worker returned without a response"
+        if isinstance(response, abi.Err):
+            return Outcome.EXCEPTION, f"the worker answered with the error {response.value[0]}"
+        body = response.value.body
+        if body is not None and not body.finished:
+            return Outcome.RESPONSE_STREAM_DISCONNECTED, "the response body was dropped before its end"
+        return Outcome.OK, ""
+
+    def _ran_out_of_memory(self) -> bool:
+        """Whether this isolate's memory is full, told by the mapping that goes when its store goes.
+
+        The isolate is torn anyway, so it is closed here; the two scans are spent only if the process has grown since
+        this isolate was made by at least half of what it would take.
+        """
+        full_bytes = self.limits.memory_bytes_max - _MEMORY_LEFT_BYTES
+        if memory_map.writable_bytes() - self._writable_before < full_bytes // 2:
+            return False
+        before = memory_map.linear_memories()
+        self.close()
+        return memory_map.largest_gone(before, memory_map.linear_memories()) >= full_bytes
+
+    def close(self) -> None:
+        """Delete the store and all it holds. Safe to call twice."""
+        store, self._store = self._store, None
+        if store is not None:
+            store_delete(store)
+            # Destructors of leftover handles have run by now.
+            abi.GUESTS.pop(self._context, None)
+
+
+def _first_lines(message: str) -> str:
+    """The cause in a wasmtime error: the last non-empty line of its first part, without frames or paths."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    causes = [line for line in lines if not line[0].isdigit() or ": 0x" not in line]
+    text = causes[-1] if causes else "it trapped"
+    return text[:300]
