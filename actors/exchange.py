@@ -1,0 +1,202 @@
+"""What travels between the roles: a request, its answer, a refusal, and how it all ended. Pure.
+
+Every hop of a request (ingress to host, server to home, driver to server) speaks in these values; ``wire.py`` puts
+them into bytes. One function, ``status_of``, says what an HTTP client gets for an ending, and only the edge calls it:
+between workers the ending itself travels.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from isolates.conversation import RequestHead
+from isolates.outcome import Outcome
+
+__all__ = ["Answered", "Chunk", "Ended", "Load", "Outcome", "Refused", "Request", "RequestHead", "Served", "StartType"]
+
+#: The first bytes of a body that ride with the head, and the size of every later chunk. Calls over about 100 KB
+#: leave Ray's inline path; 64 KiB stay below it with the head and the context.
+WINDOW_BYTES_MAX = 64 * 1024
+
+
+class StartType(StrEnum):
+    """How the isolate that served a request had been started."""
+
+    WARM = "warm"  # it had served before
+    COLD = "cold"  # started for this request
+    PREWARM = "prewarm"  # started ahead of this request, by its TLS server name
+    PRELOAD = "preload"  # started ahead of any request, at deploy
+
+
+class ColdCause(StrEnum):
+    """Why there was no warm isolate."""
+
+    FIRST_EVER = "first-ever"
+    EVICTED = "evicted"
+    REFUSED = "refused"
+    DEPLOY = "deploy"
+    MEMBERSHIP = "membership"
+    CONDEMNED = "condemned"
+    SIBLING = "sibling"
+    HOST_RESTART = "host-restart"
+
+
+class RefusalReason(StrEnum):
+    """Why a home handed a request back. Business, never an error."""
+
+    BUSY = "busy"
+    QUEUE = "queue"
+    MEMORY = "memory"
+    DRAINING = "draining"
+    NOT_HERE = "not-here"  # the code is not in place on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A reference to something its owner lends: who owns it, and the owner's key for it."""
+
+    owner: str
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request on its way to a guest. ``limits`` are the version's, as plain numbers (see ``actors.worker``).
+
+    ``body_first`` are the first bytes, at most ``WINDOW_BYTES_MAX``; the rest, if not ``body_complete``, is pulled.
+    ``traceparent`` names the span under which the next role makes its own.
+    """
+
+    request_id: str
+    worker: str
+    head: RequestHead
+    traceparent: str
+    version: str = ""
+    component_digest: str = ""
+    plan: str = "free"
+    limits: dict[str, int | None] = field(default_factory=dict)
+    body_first: bytes = b""
+    body_complete: bool = True
+    ring_epoch: int = 0
+    cold_cause: str = ColdCause.FIRST_EVER.value
+    #: Of a request that is offered to its home: what the home reads the rest of the body from, and gives back.
+    fallback: Capability | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The head of an answer and how it came about: what ``server-timing`` and the trace say."""
+
+    status: int
+    headers: tuple[tuple[str, bytes], ...]
+    server: str
+    start_type: str
+    queue_ms: float
+    cpu_ms: float
+    home: str = ""
+    hop: bool = False
+    refused: str = ""
+    lease: "Lease | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Leave to send requests of a worker straight to a host's socket, until the Server takes it back."""
+
+    worker: str
+    version: str
+    component_digest: str
+    plan: str
+    limits: dict[str, int | None]
+    socket: str
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a host is: what admission looks at. ``queue_ms`` is how long the request that last left the queue
+    had waited."""
+
+    running: int = 0
+    queued: int = 0
+    queue_ms: float = 0.0
+    isolates: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a stage ended, after everything: the last thing said of a request. ``spans`` are reports (tracing.wire), one
+    of each role on the way; whoever relays adds its own and does not look inside."""
+
+    outcome: Outcome
+    reason: str = ""
+    cpu_ms: float = 0.0
+    wall_ms: float = 0.0
+    spans: tuple[bytes, ...] = ()
+    load: Load = field(default_factory=Load)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The home's other answer: nothing was done. It gives back the very capability it was lent."""
+
+    reason: RefusalReason
+    fallback: Capability
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The home's answer: the guest ran. ``served`` is None when it ended without a head. ``first`` is what there is of
+    the body; unless it says how all ended, the rest is read from ``rest``."""
+
+    served: Served | None
+    first: "Chunk"
+    rest: Capability | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a body that is read from a capability. ``end``: nothing follows; ``lost``: it broke off."""
+
+    data: bytes = b""
+    end: bool = False
+    lost: bool = False
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an HTTP client gets for an ending: status, code and text of the error body."""
+
+    status: int
+    code: str
+    text: str
+    retry_after_s: int | None = None
+
+
+#: Endings that become an error page. ``ok`` is the worker's own answer, whatever its status; a response that broke
+#: off is reset, never ended cleanly, and so has no page.
+_FAILURES: dict[Outcome, Failure] = {
+    Outcome.EXCEPTION: Failure(500, "exception", "The worker failed."),
+    Outcome.EXCEEDED_CPU: Failure(503, "exceededCpu", "The worker used more CPU time than it may."),
+    Outcome.EXCEEDED_MEMORY: Failure(503, "exceededMemory", "The worker used more memory than it may."),
+    Outcome.EXCEEDED_WALL_TIME: Failure(504, "exceededWallTime", "The worker took longer than it may."),
+    Outcome.LOAD_SHED: Failure(503, "loadShed", "There are too many requests for now.", retry_after_s=1),
+    Outcome.SCRIPT_NOT_FOUND: Failure(404, "scriptNotFound", "There is no worker at this address."),
+    Outcome.CANCELED: Failure(499, "canceled", "The client went away."),
+    Outcome.HOME_LOST: Failure(502, "homeLost", "The machine that ran the worker went away."),
+    Outcome.RESPONSE_STREAM_DISCONNECTED: Failure(502, "responseStreamDisconnected", "The worker's answer broke off."),
+    Outcome.HUNG: Failure(500, "hung", "The worker did not answer."),
+    Outcome.KILL_SWITCH: Failure(503, "killSwitch", "The worker is switched off."),
+    Outcome.INTERNAL_ERROR: Failure(500, "internalError", "The platform failed."),
+}
+
+
+def status_of(outcome: Outcome) -> Failure:
+    """What an HTTP client gets for a request that ended with ``outcome`` before a response head was sent.
+
+    ``ValueError`` for ``ok``: that one is the worker's own answer.
+    """
+    if outcome is Outcome.OK:
+        raise ValueError("ok is answered by the worker")
+    return _FAILURES[outcome]

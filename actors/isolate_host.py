@@ -1,0 +1,403 @@
+"""IsolateHost: a process of isolates. It listens on a Unix socket, with a thread per connection.
+
+A thread reads a request, asks ``residency`` for an isolate, runs the guest on itself, and says how it ended.
+``residency`` is asked under one lock and decides; starting, running and closing isolates happens outside the lock.
+A thread that must wait for an isolate waits on its own ticket.
+
+Nothing a guest does ends this process on purpose; when the engine itself crashes, it is this process alone.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
+from actors.host_conversation import HostConversation, LinkSocket
+from actors.link import Frame, LinkBroken, frame
+from actors.residency import Close, Decision, Fail, Residency, ResidencyLimits, Shed, Start, Use
+from actors.wire import ENDED, REQUEST, Undecodable
+from isolates.artifact import ArtifactStore
+from isolates.conversation import ConversationLost, ResponseHead
+from isolates.engine import sandbox
+from isolates.isolate import Finished, Isolate, StartFailed
+from isolates.limits import IsolateLimits, Verdict
+from isolates.outcome import Outcome
+from tracing.recorder import Recorder
+from tracing.trace import Attr, AttributeValue, Role, SpanEvent, SpanName
+from tracing.wire import encode_spans
+
+_log = logging.getLogger("everwarm.host")
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """Bounds of one host process."""
+
+    #: A connection is a thread. Enough for hundreds of guests that wait for a slow origin; a thread that waits costs
+    #: its touched stack, some tens of kilobytes.
+    connections_max: int = 512
+    #: Wasm frames run on the thread's stack (512 KiB at most), Python's host functions on top of them.
+    thread_stack_bytes: int = 2 << 20
+    #: The longest a request waits in line for an isolate.
+    queue_s_max: float = 10.0
+    #: Threads that start isolates ahead of requests. Two: a prewarm must not take the cores from what runs.
+    prewarm_threads: int = 2
+    prewarm_queue_max: int = 256
+    #: How often the host measures its memory.
+    pressure_every_s: float = 0.5
+
+
+class _Ticket:
+    """One request's place in line; it gets one decision."""
+
+    __slots__ = ("_given", "decision", "waited_from_ns")
+
+    def __init__(self) -> None:
+        self._given = threading.Event()
+        self.decision: Use | Start | Fail | Shed | None = None
+        self.waited_from_ns = time.time_ns()
+
+    def give(self, decision: Use | Start | Fail | Shed) -> None:
+        self.decision = decision
+        self._given.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._given.wait(timeout_s)
+
+
+class IsolateHost:
+    """One process of isolates."""
+
+    def __init__(
+        self,
+        name: str,
+        socket_path: Path,
+        code_directory: Path,
+        *,
+        server: str,
+        tell_server: Callable[[Frame, bytes], None],
+        residency_limits: ResidencyLimits | None = None,
+        limits: HostLimits | None = None,
+    ) -> None:
+        self.name = name
+        self.server = server
+        self._path = socket_path
+        self._artifacts = ArtifactStore(code_directory)
+        self._tell_server = tell_server
+        self._limits = limits or HostLimits()
+        self._box = sandbox()
+        self._lock = threading.Lock()
+        self._residency = Residency(residency_limits or ResidencyLimits())
+        self._isolates: dict[int, Isolate] = {}
+        self._links: set[LinkSocket] = set()
+        self._running = 0
+        self._queue_ms = 0.0
+        self._prewarms: list[Request] = []
+        self._prewarm_wake = threading.Condition()
+        self._outcomes: dict[str, int] = {}
+        self._listener: socket.socket | None = None
+        self._stopping = False
+
+    # -------------------------------------------------------------------------------------------------- lifecycle
+
+    def start(self) -> str:
+        """Listen; returns the socket's path."""
+        threading.stack_size(self._limits.thread_stack_bytes)
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self._path))
+        os.chmod(self._path, 0o600)
+        self._listener.listen(128)
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        threading.Thread(target=self._watch_memory, name="memory", daemon=True).start()
+        for i in range(self._limits.prewarm_threads):
+            threading.Thread(target=self._prewarm_loop, name=f"prewarm-{i}", daemon=True).start()
+        return str(self._path)
+
+    def stop(self) -> None:
+        """Stop listening and close all connections; guests that run see their client gone."""
+        self._stopping = True
+        if self._listener is not None:
+            self._listener.close()
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.socket.shutdown(socket.SHUT_RDWR)
+
+    def statistics(self) -> dict[str, object]:
+        """Counters and the state of the house, for operators and tests."""
+        with self._lock:
+            return {
+                "host": self.name,
+                "residency": repr(self._residency),
+                "isolates": len(self._residency),
+                "cold_starts": {c.value: n for c, n in self._residency.cold_starts.items() if n},
+                "evictions": self._residency.evictions,
+                "running": self._running,
+                "queued": self._residency.queued,
+                "outcomes": dict(self._outcomes),
+                "connections": len(self._links),
+                "warm_versions": sorted(self._residency.warm_versions()),
+            }
+
+    def drop_version(self, version: str) -> None:
+        """A version is no longer deployed: let its isolates go."""
+        with self._lock:
+            decisions = self._residency.drop(version, time.monotonic())
+        self._carry_out(decisions)
+
+    # ---------------------------------------------------------------------------------------------------- threads
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while not self._stopping:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:
+                return
+            if len(self._links) >= self._limits.connections_max:
+                connected.close()
+                continue
+            link = LinkSocket(connected)
+            with self._lock:
+                self._links.add(link)
+            threading.Thread(target=self._serve_link, args=(link,), name="link", daemon=True).start()
+
+    def _serve_link(self, link: LinkSocket) -> None:
+        try:
+            while True:
+                received = link.receive(None)
+                if received is None:
+                    continue
+                kind, payload = received
+                if kind is Frame.REQUEST:
+                    if not self._serve(link, REQUEST.decode(payload)):
+                        return
+                elif kind is Frame.PREWARM:
+                    self.prewarm(REQUEST.decode(payload))
+        except (LinkBroken, ConversationLost):
+            pass  # the client went away, which is how a link ends
+        except Undecodable as wrong:
+            _log.error("a link sent nonsense: %s", wrong)
+        finally:
+            with self._lock:
+                self._links.discard(link)
+            link.close()
+
+    def prewarm(self, request: Request) -> None:
+        """A request for this version is likely. Returns at once; over the bound it is forgotten."""
+        with self._prewarm_wake:
+            if len(self._prewarms) < self._limits.prewarm_queue_max:
+                self._prewarms.append(request)
+                self._prewarm_wake.notify()
+
+    def _prewarm_loop(self) -> None:
+        while True:
+            with self._prewarm_wake:
+                while not self._prewarms:
+                    self._prewarm_wake.wait()
+                request = self._prewarms.pop(0)
+            with self._lock:
+                decisions = self._residency.prewarm(
+                    request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic()
+                )
+            self._carry_out([d for d in decisions if not isinstance(d, Start)])
+            for decision in decisions:
+                if isinstance(decision, Start):
+                    self._start(decision, request, None)
+
+    def _watch_memory(self) -> None:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            while not self._stopping:
+                time.sleep(self._limits.pressure_every_s)
+                statm.seek(0)
+                _, resident, shared, *_ = (int(part) * 4096 for part in statm.read().split())
+                with self._lock:
+                    self._memory_bytes = resident - shared
+                    decisions = self._residency.pressure(self._memory_bytes, time.monotonic())
+                self._carry_out(decisions)
+
+    _memory_bytes = 0
+
+    # ------------------------------------------------------------------------------------------------ one request
+
+    def _serve(self, link: LinkSocket, request: Request) -> bool:
+        """Run one request; returns whether the link can be used for another."""
+        arrived_ns = time.time_ns()
+        recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, secrets.token_bytes)
+        ticket = _Ticket()
+        with self._lock:
+            decisions = self._residency.requested(
+                ticket, request.version, ColdCause(request.cold_cause), time.monotonic()
+            )
+        self._carry_out(decisions)
+        if not ticket.wait(self._limits.queue_s_max) and self._give_up(ticket, request.version):
+            ticket.give(Shed(ticket))
+        ticket.wait(self._limits.queue_s_max)
+        decision = ticket.decision
+        queued_ns = time.time_ns()
+        if decision is None or isinstance(decision, Shed):
+            return self._end(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
+        if isinstance(decision, Fail):
+            return self._end_failed(link, request, decision.why, recorder)
+        start_type = decision.start_type
+        cause = ""
+        if isinstance(decision, Start):
+            cause = decision.cause.value
+            failed = self._start(decision, request, recorder)
+            if failed is not None:
+                return self._end_failed(link, request, failed, recorder)
+        isolate = self._isolates[decision.isolate]
+        queue_ms = (queued_ns - arrived_ns) / 1e6
+        self._queue_ms = queue_ms
+        if queue_ms > 0.5:
+            recorder.span(SpanName.QUEUE, arrived_ns, queued_ns)
+        return self._run(link, request, decision.isolate, isolate, start_type, cause, queue_ms, recorder)
+
+    def _run(
+        self,
+        link: LinkSocket,
+        request: Request,
+        number: int,
+        isolate: Isolate,
+        start_type: StartType,
+        cause: str,
+        queue_ms: float,
+        recorder: Recorder,
+    ) -> bool:
+        def serve(head: ResponseHead) -> Served:
+            cpu_ms = isolate.guest.cpu_ms
+            return Served(head.status, head.headers, self.server, start_type.value, queue_ms, cpu_ms)
+
+        conversation = HostConversation(link, request, serve)
+        began_ns = time.time_ns()
+        with self._lock:
+            self._running += 1
+        keep = False
+        try:
+            finished = isolate.run(conversation)
+            keep = finished.verdict is Verdict.KEEP
+        finally:
+            # One place gives the isolate back, on every path: whatever happens here, it is not lost and not shared.
+            with self._lock:
+                self._running -= 1
+                decisions = self._residency.released(number, keep=keep, now_s=time.monotonic())
+            self._carry_out(decisions)
+        ended_ns = time.time_ns()
+        attributes: dict[str, AttributeValue] = {
+            Attr.WORKER: request.worker,
+            Attr.VERSION: request.version,
+            Attr.START_TYPE: start_type.value,
+            Attr.OUTCOME: finished.outcome.value,
+            Attr.CPU_MS: round(finished.usage.cpu_ms, 3),
+            Attr.QUEUE_MS: round(queue_ms, 3),
+            Attr.ISOLATE: number,
+            Attr.ISOLATE_REQUESTS: isolate.requests,
+            Attr.HTTP_REQUEST_BYTES: conversation.body_read_bytes,
+            Attr.HTTP_RESPONSE_BYTES: conversation.body_sent_bytes,
+        }
+        if cause:
+            attributes[Attr.COLD_CAUSE] = cause
+        if finished.reason:
+            attributes[Attr.ERROR_TYPE] = finished.reason[:300]
+        recorder.span(
+            SpanName.HANDLER, began_ns, ended_ns, attributes, events=_log_events(finished),
+            error=finished.outcome not in (Outcome.OK, Outcome.CANCELED),
+        )  # fmt: skip
+        if finished.outcome is Outcome.INTERNAL_ERROR:
+            _log.error("request %s: %s", request.request_id, finished.reason)
+        ended = Ended(finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms)
+        return self._end(link, request, ended, recorder, conversation.take_held()) and conversation.clean
+
+    def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> bool:
+        assert isinstance(why, StartFailed)
+        now_ns = time.time_ns()
+        attributes: dict[str, AttributeValue] = {
+            Attr.OUTCOME: why.outcome.value, Attr.PHASE: "startup", Attr.ERROR_TYPE: why.reason[:300],
+        }  # fmt: skip
+        recorder.span(SpanName.STARTUP, now_ns, now_ns, attributes, error=True)
+        return self._end(link, request, Ended(why.outcome, why.reason), recorder)
+
+    def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> bool:
+        with self._lock:
+            self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
+            load = Load(self._running, self._residency.queued, self._queue_ms, len(self._residency), self._memory_bytes)
+        last = Ended(ended.outcome, ended.reason, ended.cpu_ms, ended.wall_ms, (encode_spans(recorder.spans),), load)
+        link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
+        return True
+
+    # --------------------------------------------------------------------------------------- residency's decisions
+
+    def _carry_out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Close):
+                with self._lock:
+                    isolate = self._isolates.pop(decision.isolate, None)
+                if isolate is not None:
+                    isolate.close()
+                if decision.last:
+                    self._tell_server(Frame.NOTICE, f"cold {decision.version}".encode())
+            else:
+                assert isinstance(decision.ticket, _Ticket)
+                decision.ticket.give(decision)
+
+    def _give_up(self, ticket: _Ticket, version: str) -> bool:
+        with self._lock:
+            return self._residency.gave_up(ticket, version)
+
+    def _start(self, decision: Start, request: Request, recorder: Recorder | None) -> StartFailed | None:
+        """Start an isolate on this thread and tell residency."""
+        mapping_ns = time.time_ns()
+        started: Isolate | StartFailed
+        instantiating_ns = mapping_ns
+        try:
+            mapped = self._artifacts.map(self._box, request.component_digest)
+            instantiating_ns = time.time_ns()
+            started = Isolate.start(self._box, mapped, _isolate_limits(request.limits), secrets.token_bytes)
+        except FileNotFoundError:
+            started = StartFailed(Outcome.INTERNAL_ERROR, "its code is not on this machine.")
+        except Exception as fault:
+            _log.exception("starting %s failed in the host", request.version)
+            started = StartFailed(Outcome.INTERNAL_ERROR, f"the host failed to start it ({type(fault).__name__}).")
+        ready_ns = time.time_ns()
+        with self._lock:
+            now_s = time.monotonic()
+            if isinstance(started, StartFailed):
+                decisions = self._residency.start_failed(decision.isolate, started, now_s)
+            else:
+                self._isolates[decision.isolate] = started
+                decisions = self._residency.started(decision.isolate, (ready_ns - mapping_ns) / 1e6, now_s)
+        self._carry_out(decisions)
+        if isinstance(started, StartFailed):
+            return started
+        self._tell_server(Frame.NOTICE, f"warm {request.version}".encode())
+        if recorder is not None:
+            recorder.span(SpanName.MAP, mapping_ns, instantiating_ns)
+            recorder.span(
+                SpanName.INSTANTIATE, instantiating_ns, ready_ns, {Attr.CPU_MS: round(started.start_cpu_ms, 3)}
+            )
+        return None
+
+
+def _isolate_limits(plain: dict[str, int | None]) -> IsolateLimits:
+    """A version's limits as its isolates need them."""
+    default = IsolateLimits()
+    wall_ms = plain.get("wall_ms")
+    return IsolateLimits(
+        cpu_ms=plain.get("cpu_ms") or default.cpu_ms,
+        startup_cpu_ms=plain.get("startup_cpu_ms") or default.startup_cpu_ms,
+        # Unlimited while the client is connected: a client that leaves is seen at once, so a day is only a backstop.
+        wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
+        memory_bytes_max=plain.get("memory_hard_bytes") or default.memory_bytes_max,
+        log_bytes_max=plain.get("log_bytes_max") or default.log_bytes_max,
+    )
+
+
+def _log_events(finished: Finished) -> tuple[SpanEvent, ...]:
+    return tuple(SpanEvent(line.stream, line.at_ns, {Attr.LOG_TEXT: line.text[:4096]}) for line in finished.logs[:256])

@@ -1,0 +1,478 @@
+"""The Unix-socket exchange on one machine: one request at a time per connection.
+
+Frames: four bytes length, one byte kind, payload. A connection carries
+
+    client ─► REQUEST                                  ◄─ PULL n       (the guest wants up to n bytes of body)
+           ─► BODY bytes | BODY_END | BODY_LOST        ◄─ HEAD  served (at most once)
+                                                       ◄─ DATA  bytes  (any number)
+                                                       ◄─ END          (the response body is whole)
+                                                       ◄─ ENDED ended  (always last; then the next request may come)
+
+The request body is sent only when it is pulled, one pull at a time. So nothing unread is ever left in a connection,
+it can be used again after every ending, and a body that nobody reads costs its window. Closing the connection is the
+cancellation, in both directions: who waits sees it at once, who computes sees it within a few ticks.
+
+PREWARM, NOTICE and SPANS are single frames without a reply. A connection that sent SUBSCRIBE gets NOTICE frames for as
+long as it stays open.
+
+This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
+``host_conversation.py``. Frames and their bounds are shared.
+"""
+
+import asyncio
+import os
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Protocol
+
+from actors.exchange import WINDOW_BYTES_MAX, Ended, Outcome, Request, Served
+from actors.wire import ENDED, REQUEST, SERVED
+from isolates.conversation import BodyLost
+
+HEADER = struct.Struct("!IB")
+#: The largest frame: an ENDED with the spans of one stage, whose logs are capped at 256 KiB.
+FRAME_BYTES_MAX = 1 << 20
+#: Received and not yet read, per connection: beyond it the socket is left alone, and so backpressure reaches the host.
+RECEIVED_BYTES_MAX = 256 * 1024
+#: A Unix socket's path has at most 107 bytes.
+SOCKET_PATH_BYTES_MAX = 107
+
+
+class Frame(IntEnum):
+    """The kinds of frame."""
+
+    REQUEST = 1
+    BODY = 2
+    BODY_END = 3
+    BODY_LOST = 4
+    PREWARM = 5
+    NOTICE = 6
+    SPANS = 7
+    SUBSCRIBE = 8
+    PULL = 10
+    HEAD = 11
+    DATA = 12
+    END = 13
+    ENDED = 14
+
+
+class LinkBroken(Exception):
+    """The other end of a link went away, or spoke nonsense."""
+
+
+def frame(kind: Frame, payload: bytes = b"") -> bytes:
+    """One frame as bytes."""
+    return HEADER.pack(len(payload), kind) + payload
+
+
+class FrameReader:
+    """Bytes in, frames out. ``LinkBroken`` for a frame that is too large or of no known kind."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[Frame, bytes]]:
+        """The frames that are complete with ``data``."""
+        self._buffer += data
+        frames: list[tuple[Frame, bytes]] = []
+        start, end = 0, len(self._buffer)
+        while end - start >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._buffer, start)
+            if length > FRAME_BYTES_MAX:
+                raise LinkBroken(f"a frame of {length} bytes")
+            if end - start - HEADER.size < length:
+                break
+            start += HEADER.size
+            try:
+                frames.append((Frame(kind), bytes(self._buffer[start : start + length])))
+            except ValueError as unknown:
+                raise LinkBroken(f"a frame of kind {kind}") from unknown
+            start += length
+        if start:
+            del self._buffer[:start]
+        return frames
+
+
+class BodySource(Protocol):
+    """Where the rest of a request body comes from."""
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        """The next bytes, at least one; None at the end. ``BodyLost`` when it broke off."""
+
+
+class Answer(Protocol):
+    """An answer on its way, wherever the request runs. Read in this order: served, read ..., ended."""
+
+    async def served(self) -> Served | None:
+        """The head, or None when the stage ended without one."""
+
+    async def read(self) -> bytes | None:
+        """The next bytes of the response body; None when no more come: ``ended`` says whether it is whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the end of the response body has been read: without it, a client must not see a clean end."""
+
+    async def ended(self) -> Ended:
+        """How it ended. Waits for everything, also for what runs after the response."""
+
+    def cancel(self) -> None:
+        """Nobody wants it any more. Safe at any time, also after the end."""
+
+
+class Connection(asyncio.Protocol):
+    """One end of a link on an event loop: frames in a bounded queue, frames out with backpressure."""
+
+    def __init__(self, on_made: "Callable[[Connection], None] | None" = None) -> None:
+        self._on_made = on_made
+        self._reader = FrameReader()
+        self._frames: deque[tuple[Frame, bytes]] = deque()
+        self._queued_bytes = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._paused = False
+        self.closed = False
+        self.on_closed: Callable[[], None] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._reader.feed(data)
+        except LinkBroken:
+            self.close()
+            return
+        for item in frames:
+            self._frames.append(item)
+            self._queued_bytes += len(item[1])
+        if self._queued_bytes > RECEIVED_BYTES_MAX and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, fault: Exception | None) -> None:
+        self.closed = True
+        self._can_write.set()
+        self._wake()
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    # our side
+
+    async def receive(self) -> tuple[Frame, bytes]:
+        """The next frame. ``LinkBroken`` when none will come."""
+        while not self._frames:
+            if self.closed:
+                raise LinkBroken("the other end went away")
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        item = self._frames.popleft()
+        self._queued_bytes -= len(item[1])
+        if self._paused and self._queued_bytes <= RECEIVED_BYTES_MAX // 2 and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        return item
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether ``receive`` would return at once."""
+        return bool(self._frames)
+
+    def send(self, kind: Frame, payload: bytes = b"") -> None:
+        """Queue a frame. ``LinkBroken`` when nobody is there to get it."""
+        if self.closed or self.transport is None:
+            raise LinkBroken("the other end went away")
+        self.transport.write(frame(kind, payload))
+
+    async def drain(self) -> None:
+        """Wait while the other end is slow."""
+        await self._can_write.wait()
+        if self.closed:
+            raise LinkBroken("the other end went away")
+
+    def close(self) -> None:
+        """Cancel whatever runs on this connection."""
+        self.closed = True
+        if self.transport is not None:
+            self.transport.abort()
+        self._wake()
+
+
+class Links:
+    """Idle connections to the sockets of this machine, by path. An idle connection costs a thread in the host."""
+
+    #: Kept idle per socket. More concurrent requests than this open and close connections, at 30 µs each.
+    IDLE_MAX = 64
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[Connection]] = {}
+
+    async def take(self, path: str) -> Connection:
+        """A connection to the socket at ``path``. ``LinkBroken`` when nobody listens there."""
+        idle = self._idle.get(path)
+        while idle:
+            connection = idle.pop()
+            if not connection.closed:
+                return connection
+        try:
+            _, connection = await asyncio.get_running_loop().create_unix_connection(Connection, path)
+        except OSError as refused:
+            raise LinkBroken(f"nobody listens: {refused.strerror}") from refused
+        return connection
+
+    def give_back(self, path: str, connection: Connection) -> None:
+        """The exchange on ``connection`` is over and it is clean."""
+        idle = self._idle.setdefault(path, [])
+        if connection.closed or len(idle) >= self.IDLE_MAX:
+            connection.close()
+        else:
+            idle.append(connection)
+
+    async def exchange(self, path: str, request: Request, body: BodySource) -> "LinkAnswer":
+        """Send a request to the socket at ``path``."""
+        connection = await self.take(path)
+        connection.send(Frame.REQUEST, REQUEST.encode(request))
+        return LinkAnswer(self, path, connection, body)
+
+    async def tell(self, path: str, kind: Frame, payload: bytes) -> None:
+        """Send one frame that has no reply."""
+        connection = await self.take(path)
+        connection.send(kind, payload)
+        self.give_back(path, connection)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.close()
+        self._idle.clear()
+
+
+class LinkAnswer:
+    """An answer that arrives on a link. A link that breaks is an ending: ``internalError``."""
+
+    def __init__(self, links: Links, path: str, connection: Connection, body: BodySource) -> None:
+        self._links = links
+        self._path = path
+        self._connection: Connection | None = connection
+        self._body = body
+        self._feeding: asyncio.Task[None] | None = None
+        self._ended: Ended | None = None
+        self.whole = False
+
+    async def served(self) -> Served | None:
+        kind, payload = await self._next()
+        return SERVED.decode(payload) if kind is Frame.HEAD else None
+
+    async def read(self) -> bytes | None:
+        if self._ended is not None:
+            return None
+        kind, payload = await self._next()
+        self.whole = self.whole or kind is Frame.END
+        return payload if kind is Frame.DATA else None
+
+    async def ended(self) -> Ended:
+        while self._ended is None:
+            await self._next()
+        return self._ended
+
+    def ready(self) -> bool:
+        """Whether something has arrived, so that the next read does not wait."""
+        return self._connection is not None and self._connection.has_frames
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last word has been read."""
+        return self._ended is not None
+
+    def cancel(self) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def _next(self) -> tuple[Frame, bytes]:
+        """The next frame that is not a pull; pulls are served on the side."""
+        while True:
+            if self._connection is None:
+                self._ended = self._ended or Ended(Outcome.CANCELED)
+                return Frame.ENDED, b""
+            try:
+                kind, payload = await self._connection.receive()
+            except LinkBroken as broken:
+                self._ended = Ended(Outcome.INTERNAL_ERROR, str(broken))
+                self.cancel()
+                return Frame.ENDED, b""
+            if kind is Frame.PULL:
+                self._feeding = asyncio.create_task(self._feed(int.from_bytes(payload)))
+                continue
+            if kind is Frame.ENDED:
+                self._ended = ENDED.decode(payload)
+                self._finish()
+            return kind, payload
+
+    def _finish(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._feeding is not None and not self._feeding.done():
+            # The guest ended without waiting for what it had pulled: the late frame would meet the next request.
+            self._feeding.cancel()
+            connection.close()
+        else:
+            self._links.give_back(self._path, connection)
+
+    async def _feed(self, bytes_max: int) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            try:
+                data = await self._body.read(min(bytes_max, WINDOW_BYTES_MAX))
+            except BodyLost:
+                connection.send(Frame.BODY_LOST)
+                return
+            connection.send(*((Frame.BODY, data) if data is not None else (Frame.BODY_END, b"")))
+        except LinkBroken:
+            pass  # whoever waits for the answer sees the same, and says so
+
+
+class PulledBody:
+    """A request body that is read from the other end of a link, a pull at a time."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._done = request.body_complete
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        if self._done:
+            return None
+        try:
+            self._connection.send(Frame.PULL, bytes_max.to_bytes(4))
+            kind, payload = await self._connection.receive()
+        except LinkBroken as broken:
+            raise BodyLost from broken
+        if kind is Frame.BODY:
+            return payload
+        self._done = True
+        if kind is Frame.BODY_END:
+            return None
+        raise BodyLost
+
+
+class Reply:
+    """Where a role that serves a link writes its answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def head(self, served: Served) -> None:
+        """The head, once."""
+        self._connection.send(Frame.HEAD, SERVED.encode(served))
+
+    async def data(self, data: bytes) -> None:
+        """A piece of the body; waits for a slow reader."""
+        self._connection.send(Frame.DATA, data)
+        await self._connection.drain()
+
+    def end(self) -> None:
+        """The body is whole."""
+        self._connection.send(Frame.END)
+
+    def ended(self, ended: Ended) -> None:
+        """The last word."""
+        self._connection.send(Frame.ENDED, ENDED.encode(ended))
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+RequestHandler = Callable[[Request, PulledBody, Reply], Awaitable[None]]
+NoticeHandler = Callable[[Frame, bytes], None]
+SubscribeHandler = Callable[["Connection"], None]
+
+
+class LinkServer:
+    """Serves links at a socket of this machine. A connection that closes cancels the request on it."""
+
+    #: Each is a request in work here; beyond it connections are closed at once, which their clients take for busy.
+    CONNECTIONS_MAX = 4_096
+
+    def __init__(
+        self, on_request: RequestHandler, on_notice: NoticeHandler, on_subscribe: SubscribeHandler | None = None
+    ) -> None:
+        self._on_request = on_request
+        self._on_notice = on_notice
+        self._on_subscribe = on_subscribe
+        self._tasks: dict[Connection, asyncio.Task[None]] = {}
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen at ``path``, which only this user may enter."""
+        self._server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self._accept), str(path))
+        os.chmod(path, 0o600)
+
+    def _accept(self, connection: Connection) -> None:
+        if len(self._tasks) >= self.CONNECTIONS_MAX:
+            connection.close()
+            return
+        task = asyncio.create_task(self._serve(connection))
+        self._tasks[connection] = task
+        task.add_done_callback(lambda _: self._tasks.pop(connection, None))
+        connection.on_closed = lambda: _cancel(task)
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            while True:
+                kind, payload = await connection.receive()
+                if kind is Frame.REQUEST:
+                    request = REQUEST.decode(payload)
+                    await self._on_request(request, PulledBody(connection, request), Reply(connection))
+                elif kind is Frame.SUBSCRIBE and self._on_subscribe is not None:
+                    self._on_subscribe(connection)
+                else:
+                    self._on_notice(kind, payload)
+        except LinkBroken:
+            pass  # the client went away: that is how a link ends
+        finally:
+            connection.on_closed = None
+            connection.close()
+
+    @property
+    def requests(self) -> int:
+        """Connections that are open."""
+        return len(self._tasks)
+
+    async def stop(self) -> None:
+        """Stop listening and cancel what runs."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -1,0 +1,146 @@
+"""Peers: roles in other processes or on other machines, behind actor handles. One of the two files that import ray.
+
+A role calls a peer by method name with one ``bytes`` and gets one ``bytes``: nested Python objects are what makes a
+Ray call slow. A peer that is gone is ``PeerLost``, whatever Ray calls it.
+
+**Was it delivered?** Ray cannot say whether a call that failed had been executed, so a first loss is
+``delivered=None``: unknown. From then on the peer is known to be away, and calls fail at once with
+``delivered=False`` until a probe, at most one a second, is answered again. That is what lets everything after the
+first loss fall back without a doubt.
+
+Handles are exchanged once, when two roles first meet, through an *introducer* (the ControlPlane's directory); they
+are kept, since handles looked up by name do not keep an actor alive.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import ray.exceptions
+
+#: How long an absent peer is left alone before it is asked again.
+_PROBE_EVERY_S = 1.0
+#: A probe that takes longer means that the peer is not back.
+_PROBE_TIMEOUT_S = 5.0
+
+#: The methods of a role that others may call.
+Calls = dict[str, Callable[[bytes], Awaitable[bytes]]]
+
+
+class PeerLost(Exception):
+    """The peer went away. ``delivered``: False when the call certainly did not reach it, None when that is unknown."""
+
+    def __init__(self, peer: str, *, delivered: bool | None) -> None:
+        super().__init__(f"{peer} is not reachable")
+        self.delivered = delivered
+
+
+class PeerFailed(Exception):
+    """The peer is there and its method raised: a bug there, not a business answer."""
+
+
+class Peer(Protocol):
+    """A role somewhere."""
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        """Call one of its methods. ``PeerLost`` when it is away, ``PeerFailed`` when it failed."""
+
+
+class Peers(Protocol):
+    """All roles one can meet, by address (``server-2/shard``)."""
+
+    async def get(self, address: str) -> Peer:
+        """The peer at ``address``. ``PeerLost`` with ``delivered=False`` when there is none."""
+
+
+#: Methods that carry requests and bodies; everything else goes to the control group, so that a probe or an abort
+#: never waits behind slow requests.
+DATA_METHODS = frozenset({"serve", "read_body", "read_response", "submit", "read_submitted"})
+DATA, CONTROL = "data", "control"
+
+
+class RayPeer:
+    """A peer behind a Ray actor handle."""
+
+    def __init__(self, address: str, handle: Any) -> None:
+        self.address = address
+        self._handle = handle
+        self._away_until_s = 0.0
+        self._probing: asyncio.Task[None] | None = None
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        if self._away_until_s:
+            self._probe_sometimes()
+            raise PeerLost(self.address, delivered=False)
+        group = DATA if method in DATA_METHODS else CONTROL
+        remote = self._handle.call.options(concurrency_group=group, enable_task_events=False)
+        try:
+            answer: bytes = await remote.remote(method, payload)
+            return answer
+        except ray.exceptions.RayActorError as lost:
+            self._away_until_s = asyncio.get_running_loop().time() + _PROBE_EVERY_S
+            raise PeerLost(self.address, delivered=None) from lost
+        except ray.exceptions.RayTaskError as failed:
+            raise PeerFailed(f"{self.address}.{method}: {failed.cause}") from failed
+
+    def _probe_sometimes(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._away_until_s and (self._probing is None or self._probing.done()):
+            self._away_until_s = now_s + _PROBE_EVERY_S
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        probe = self._handle.call.options(concurrency_group=CONTROL, enable_task_events=False)
+        try:
+            await asyncio.wait_for(probe.remote("probe", b""), _PROBE_TIMEOUT_S)
+            self._away_until_s = 0.0
+        except (ray.exceptions.RayError, TimeoutError):
+            pass  # still away; the next caller after a while asks again
+
+
+class RayPeers:
+    """Peers met through an introducer, which answers with an actor handle or None."""
+
+    #: Two roles of 4,000 machines; a directory larger than the cluster means that addresses are not stable.
+    MET_MAX = 8_192
+
+    def __init__(self, introduce: Callable[[str], Awaitable[Any]]) -> None:
+        self._introduce = introduce
+        self._met: dict[str, RayPeer] = {}
+
+    async def get(self, address: str) -> Peer:
+        peer = self._met.get(address)
+        if peer is None:
+            try:
+                handle = await self._introduce(address)
+            except ray.exceptions.RayError as lost:
+                raise PeerLost(address, delivered=False) from lost
+            if handle is None:
+                raise PeerLost(address, delivered=False)
+            if len(self._met) >= self.MET_MAX:
+                self._met.clear()
+            peer = self._met[address] = RayPeer(address, handle)
+        return peer
+
+
+class LocalPeer:
+    """A peer in this process: for tests and for the one-process cluster."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        return await self._calls[method](payload)
+
+
+class LocalPeers:
+    """The peers of a one-process cluster."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Peer] = {}
+
+    async def get(self, address: str) -> Peer:
+        peer = self.known.get(address)
+        if peer is None:
+            raise PeerLost(address, delivered=False)
+        return peer

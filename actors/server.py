@@ -1,0 +1,486 @@
+"""Server: one per machine. It decides here-or-home, keeps the machine's code and view, and gathers its traces.
+
+Requests reach it over its Unix socket (from the ingress) or as calls (from drivers). It is on the path of the few: a
+request that runs here by right of home, warmth or an earlier refusal comes with a *lease*, with which the ingress
+sends the next ones straight to the host's socket. The Server takes leases back when the ring, the deployment or the
+host's warmth changes; a lease that is used a moment too long is slow, never wrong.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from actors import routing
+from actors.capability import Exports
+from actors.catalog import Deployed
+from actors.exchange import (
+    Capability,
+    Chunk,
+    ColdCause,
+    Ended,
+    Lease,
+    Outcome,
+    Request,
+    status_of,
+)
+from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
+from actors.peer import Calls, PeerFailed, PeerLost, Peers
+from actors.ring import Ring
+from actors.routing import Place, Situation
+from actors.shard_client import EndedAnswer, LentBody, ShardClient
+from actors.stage import is_error, root_attributes
+from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
+from actors.wire import CAPABILITY, CHUNK, REQUEST, SERVED
+from isolates.artifact import ArtifactStore
+from tracing.collector import Collector, CompletedTrace
+from tracing.export import OtlpExporter
+from tracing.recorder import NO_PARENT, Recorder
+from tracing.trace import Attr, Role, Span, SpanName, parse_traceparent
+from tracing.wire import Malformed, decode_spans, encode_spans
+
+_log = logging.getLogger("everwarm.server")
+
+#: Versions whose warmth is remembered; the oldest are forgotten, at the price of one hop.
+_WARM_MAX = 65_536
+#: Worker names in one frame to the ingress: 1 MiB holds 64 characters each of them.
+_NAMES_PER_FRAME = 8_192
+_TRACE_TICK_S = 0.1
+_UNREAD_S = 30.0
+
+
+class NoBody:
+    """The body of a request that came whole."""
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        return None
+
+
+class Server:
+    """The runtime's front on one machine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        host_socket: Path,
+        code_directory: Path,
+        links: Links,
+        peers: Peers,
+        entropy: Callable[[int], bytes],
+        exporter: OtlpExporter | None = None,
+    ) -> None:
+        self.name = name
+        self._host = str(host_socket)
+        self._artifacts = ArtifactStore(code_directory)
+        self._links = links
+        self._peers = peers
+        self._entropy = entropy
+        self._exporter = exporter
+        self._collector = Collector()
+        self._view = ClusterView()
+        self._warm: dict[str, None] = {}
+        self._exports: Exports[LentBody] = Exports(f"{name}/server")
+        self._submitted: Exports[Submitted] = Exports(f"{name}/server")
+        self._client = ShardClient(peers, self._exports, self._run_here)
+        self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe)
+        self._subscribers: set[Connection] = set()
+        self._requests = 0
+        self._syncing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls: Calls = {
+            "read_body": self.read_body,
+            "submit": self.submit,
+            "read_submitted": self.read_submitted,
+            "cancel_submitted": self.cancel_submitted,
+            "apply_ring": self.apply_ring,
+            "apply_change": self.apply_change,
+            "install_code": self.install_code,
+            "missing_code": self.missing_code,
+            "statistics": self.statistics,
+            "traces": self.traces,
+            "trace": self.trace,
+        }
+
+    async def start(self, socket_path: Path) -> None:
+        """Serve links at ``socket_path`` and begin to gather traces."""
+        await self._link_server.start(socket_path)
+        self._keep(self._gather_traces())
+
+    async def stop(self) -> None:
+        """Stop serving; what was gathered of traces is exported."""
+        await self._link_server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._export(self._collector.flush(time.monotonic()))
+        if self._exporter is not None:
+            self._exporter.close(5.0)
+
+    # ------------------------------------------------------------------------------------------------- one request
+
+    async def _on_request(self, request: Request, body: PulledBody, reply: Reply) -> None:
+        """A request from this machine's ingress."""
+        recorder = Recorder.under(request.traceparent, self.name, Role.SERVER, self._entropy)
+        answer, lease, home = await self._answer(request, body, recorder)
+        try:
+            served = await answer.served()
+            if served is not None:
+                reply.head(replace(served, home=home, lease=lease))
+                while (data := await answer.read()) is not None:
+                    await reply.data(data)
+                if answer.whole:
+                    reply.end()
+            ended = await answer.ended()
+            reply.ended(replace(ended, spans=(*ended.spans, encode_spans(recorder.spans))))
+        finally:
+            answer.cancel()
+
+    async def _answer(self, request: Request, body: BodySource, recorder: Recorder) -> tuple[Answer, Lease | None, str]:
+        """Find the version, decide where, and send. Also: the lease that goes with it, and the home."""
+        self._requests += 1
+        began_ns = time.time_ns()
+        version = self._view.version_for(request.worker, request.request_id.encode())
+        if isinstance(version, Outcome):
+            return EndedAnswer(Ended(version)), None, ""
+        request = replace(
+            request,
+            version=version.version_id,
+            component_digest=version.component_digest,
+            plan=version.plan.value,
+            limits=_plain_limits(version.limits.to_plain()),
+        )
+        home = self._view.home_of(request.worker)
+        route = routing.decide(
+            Situation(
+                here=self.name,
+                home=home,
+                warm_here=request.version in self._warm,
+                refused_before=request.version in self._client.refusals,
+            )
+        )
+        recorder.span(
+            SpanName.ROUTE,
+            began_ns,
+            time.time_ns(),
+            {Attr.HOME: home or "", Attr.RING_EPOCH: self._view.epoch, Attr.PHASE: route.reason},
+        )
+        if route.place is Place.HERE or home is None:
+            return await self._run_here(request, body), self._lease(request, home or ""), home or ""
+        answer = await self._client.send(request, body, home, self._view.epoch, recorder)
+        return answer, None, home
+
+    async def _run_here(self, request: Request, body: BodySource) -> Answer:
+        try:
+            return await self._links.exchange(self._host, request, body)
+        except LinkBroken as away:
+            return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
+
+    def _lease(self, request: Request, home: str) -> Lease | None:
+        deployed = self._view.workers.get(request.worker)
+        if deployed is None or len(deployed.versions) != 1:
+            return None
+        return Lease(
+            request.worker, request.version, request.component_digest, request.plan, request.limits, self._host, home
+        )
+
+    # ---------------------------------------------------------------------------------- what others call: requests
+
+    async def read_body(self, payload: bytes) -> bytes:
+        """The next chunk of a request body that was lent to a home."""
+        lent = self._exports.resolve(CAPABILITY.decode(payload).key)
+        if lent is None:
+            return CHUNK.encode(Chunk(lost=True))
+        return CHUNK.encode(await lent.read(1 << 30))
+
+    async def submit(self, payload: bytes) -> bytes:
+        """A driver's request, whole in one call. Answers plain data: served, data, end, ended, rest."""
+        request = REQUEST.decode(payload)
+        recorder = Recorder.under(request.traceparent, self.name, Role.SERVER, self._entropy)
+        root_id = recorder.new_id()
+        # Of a driver that is itself traced; otherwise the trace starts here.
+        given = parse_traceparent(request.traceparent)
+        parent = NO_PARENT if given is None else given.span_id
+        recorder.context = recorder.context.child(root_id)
+        began_ns = time.time_ns()
+        request = replace(request, traceparent=recorder.context.traceparent())
+        answer, _, home = await self._answer(request, NoBody(), recorder)
+        served = await answer.served()
+        if served is not None:
+            served = replace(served, home=home)
+
+        def root(ended: Ended) -> None:
+            status = served.status if served is not None else status_of(ended.outcome).status
+            attributes = root_attributes(request, served, ended, status)
+            spans = [span for report in ended.spans for span in _spans_of(report)]
+            attributes[Attr.STAGES] = len(spans) + len(recorder.spans) + 1
+            recorder.span(
+                SpanName.REQUEST, began_ns, time.time_ns(), attributes, span_id=root_id, parent=parent,
+                error=is_error(ended.outcome),
+            )  # fmt: skip
+            self._collector.report([*spans, *recorder.spans], time.monotonic())
+
+        submitted = Submitted(answer, root)
+        chunk = await submitted.next()
+        rest = None if chunk.ended is not None else self._submitted.mint(submitted)
+        if rest is not None:
+            self._keep(self._forget_unread(submitted, rest))
+        return encode_plain(
+            {
+                "served": None if served is None else SERVED.encode(served),
+                "chunk": CHUNK.encode(chunk),
+                "rest": None if rest is None else CAPABILITY.encode(rest),
+                "trace_id": recorder.context.trace_id,
+            }
+        )
+
+    async def read_submitted(self, payload: bytes) -> bytes:
+        """The next chunk of a driver's answer."""
+        rest = CAPABILITY.decode(payload)
+        submitted = self._submitted.resolve(rest.key)
+        if submitted is None:
+            return CHUNK.encode(Chunk(lost=True, ended=Ended(Outcome.CANCELED)))
+        chunk = await submitted.next()
+        if chunk.ended is not None and self._submitted.resolve(rest.key) is not None:
+            self._submitted.release(rest)
+        return CHUNK.encode(chunk)
+
+    async def cancel_submitted(self, payload: bytes) -> bytes:
+        """The driver does not want the rest."""
+        rest = CAPABILITY.decode(payload)
+        submitted = self._submitted.resolve(rest.key)
+        if submitted is not None:
+            submitted.answer.cancel()
+            self._submitted.release(rest)
+        return b""
+
+    async def _forget_unread(self, submitted: "Submitted", rest: Capability) -> None:
+        """A driver that ended does not say so: end what it has not read for a while."""
+        while self._submitted.resolve(rest.key) is submitted:
+            await asyncio.sleep(_UNREAD_S / 4)
+            if time.monotonic() - submitted.read_at_s > _UNREAD_S and self._submitted.resolve(rest.key) is submitted:
+                submitted.answer.cancel()
+                self._submitted.release(rest)
+
+    # ---------------------------------------------------------------------------------- what others call: the view
+
+    async def apply_ring(self, payload: bytes) -> bytes:
+        """A new epoch of the ring."""
+        plain = decode_plain(payload)
+        if plain["epoch"] > self._view.epoch:
+            self._view.ring = Ring(plain["epoch"], plain["servers"], plain["secret"])
+            self._notify({"revoke_all": True})
+        return b""
+
+    async def apply_change(self, payload: bytes) -> bytes:
+        """One change of what is deployed; when some before it were missed, everything is asked for again."""
+        plain = decode_plain(payload)
+        deployed = None if plain["deployed"] is None else deployed_from_plain(plain["deployed"])
+        old = self._view.workers.get(plain["worker"])
+        if self._view.apply(plain["seq"], plain["worker"], deployed):
+            self._changed(plain["worker"], old, deployed)
+        else:
+            await self.sync()
+        return b""
+
+    def _changed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
+        notice: dict[str, object] = {"add": [worker]} if new is not None else {"remove": [worker]}
+        if old is not None:
+            gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
+            notice["revoke"] = sorted(gone)
+        self._notify(notice)
+
+    async def sync(self) -> None:
+        """Ask the ControlPlane for everything that is deployed."""
+        async with self._syncing:
+            control = await self._peers.get("control")
+            fresh = ClusterView(ring=self._view.ring)
+            after = ""
+            while True:
+                page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
+                # The number of the first page: a deploy during paging is told again, which does no harm.
+                fresh.seq = fresh.seq or page["seq"]
+                for plain in page["workers"]:
+                    deployed = deployed_from_plain(plain)
+                    fresh.workers[deployed.deployment.worker] = deployed
+                if not page["more"]:
+                    break
+                after = max(fresh.workers)
+            fresh.ring = self._view.ring
+            self._view = fresh
+        for subscriber in list(self._subscribers):
+            self._greet(subscriber)
+
+    async def missing_code(self, payload: bytes) -> bytes:
+        """Which of these component digests have no artifact here."""
+        return encode_plain([digest for digest in decode_plain(payload) if not self._artifacts.has(digest)])
+
+    async def install_code(self, payload: bytes) -> bytes:
+        """Put an artifact on this machine's disk."""
+        plain = decode_plain(payload)
+        await asyncio.to_thread(
+            self._artifacts.install, plain["component_digest"], plain["artifact"], plain["artifact_digest"]
+        )
+        return b""
+
+    # -------------------------------------------------------------------------- what this machine's others tell us
+
+    def _on_notice(self, kind: Frame, payload: bytes) -> None:
+        if kind is Frame.PREWARM:
+            self._keep(self._prewarm(REQUEST.decode(payload)))
+        elif kind is Frame.SPANS:
+            self._collector.report(_spans_of(payload), time.monotonic())
+        elif kind is Frame.NOTICE:
+            word, _, version = payload.decode().partition(" ")
+            self._host_says(word, version)
+
+    def _host_says(self, word: str, version: str) -> None:
+        if word == "warm":
+            self._warm[version] = None
+            if len(self._warm) > _WARM_MAX:
+                del self._warm[next(iter(self._warm))]
+        elif word == "cold":
+            self._warm.pop(version, None)
+            self._client.refusals.forget(version)
+            self._notify({"revoke": [version]})
+
+    async def _prewarm(self, request: Request) -> None:
+        """A request for a worker is likely: start an isolate where the request would run."""
+        version = self._view.version_for(request.worker, request.request_id.encode())
+        if isinstance(version, Outcome):
+            return
+        request = replace(
+            request,
+            version=version.version_id,
+            component_digest=version.component_digest,
+            limits=_plain_limits(version.limits.to_plain()),
+            cold_cause=ColdCause.FIRST_EVER.value,
+        )
+        home = self._view.home_of(request.worker)
+        if version.version_id in self._warm:
+            return
+        try:
+            if home is None or home == self.name or version.version_id in self._client.refusals:
+                await self._links.tell(self._host, Frame.PREWARM, REQUEST.encode(request))
+            else:
+                await (await self._peers.get(f"{home}/shard")).call("prewarm", REQUEST.encode(request))
+        except (LinkBroken, PeerLost, PeerFailed) as away:
+            _log.info("a prewarm was dropped: %s", away)
+
+    def _on_subscribe(self, connection: Connection) -> None:
+        """The ingress wants to hear of routes and leases for as long as its connection is open."""
+        self._subscribers.add(connection)
+        self._greet(connection)
+
+    def _greet(self, connection: Connection) -> None:
+        names = list(self._view.workers)
+        pages = [names[i : i + _NAMES_PER_FRAME] for i in range(0, len(names), _NAMES_PER_FRAME)] or [[]]
+        try:
+            connection.send(Frame.NOTICE, encode_plain({"reset": True, "revoke_all": True, "add": pages[0]}))
+            for page in pages[1:]:
+                connection.send(Frame.NOTICE, encode_plain({"add": page}))
+        except LinkBroken:
+            self._subscribers.discard(connection)
+
+    def _notify(self, notice: dict[str, object]) -> None:
+        payload = encode_plain(notice)
+        for connection in list(self._subscribers):
+            try:
+                connection.send(Frame.NOTICE, payload)
+            except LinkBroken:
+                self._subscribers.discard(connection)
+
+    # ------------------------------------------------------------------------------------------------------ traces
+
+    async def _gather_traces(self) -> None:
+        while True:
+            await asyncio.sleep(_TRACE_TICK_S)
+            self._export(self._collector.tick(time.monotonic()))
+
+    def _export(self, completed: Sequence[CompletedTrace]) -> None:
+        if self._exporter is not None:
+            for trace in completed:
+                self._exporter.export(trace.spans)
+
+    async def traces(self, payload: bytes) -> bytes:
+        """Summaries of the latest traces: ``{"limit": n}`` -> a list of plain summaries, newest first."""
+        return encode_plain(self._collector.recent(int(decode_plain(payload)["limit"])))
+
+    async def trace(self, payload: bytes) -> bytes:
+        """The spans of one trace by the beginning of its id, as a report (``tracing.wire``)."""
+        return encode_spans(self._collector.get(str(decode_plain(payload)["trace_id"])))
+
+    async def statistics(self, payload: bytes = b"") -> bytes:
+        """Counters, for operators and tests."""
+        counts = self._client.counts
+        return encode_plain(
+            {
+                "server": self.name,
+                "requests": self._requests,
+                "seq": self._view.seq,
+                "workers": len(self._view.workers),
+                "ring_epoch": self._view.epoch,
+                "ring": {} if self._view.ring is None else dict(self._view.ring.servers),
+                "warm_versions": len(self._warm),
+                "sharded": {
+                    "offered": counts.offered,
+                    "answered": counts.answered,
+                    "refused": counts.refused,
+                    "lost": counts.lost,
+                    "sent_bytes": counts.sent_bytes,
+                },
+                "sticky_refusals": len(self._client.refusals),
+                "lent_out": len(self._exports) + len(self._submitted),
+                "homes": {worker: self._view.home_of(worker) for worker in list(self._view.workers)[:1000]},
+            }
+        )
+
+    def _keep(self, work: Coroutine[object, None, None]) -> None:
+        """Run something on the side; a task that nobody holds may vanish."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a task of %s failed", self.name, exc_info=task.exception())
+
+
+class Submitted:
+    """A driver's answer between two of its calls."""
+
+    def __init__(self, answer: Answer, on_ended: Callable[[Ended], None]) -> None:
+        self.answer = answer
+        self._on_ended = on_ended
+        self.read_at_s = time.monotonic()
+        self._body_over = False
+
+    async def next(self) -> Chunk:
+        """The next piece, or how it ended."""
+        self.read_at_s = float("inf")
+        try:
+            if not self._body_over:
+                data = await self.answer.read()
+                if data is not None:
+                    return Chunk(data)
+                self._body_over = True
+            ended = await self.answer.ended()
+            self._on_ended(ended)
+            return Chunk(end=self.answer.whole, ended=replace(ended, spans=()))
+        finally:
+            self.read_at_s = time.monotonic()
+
+
+def _plain_limits(plain: dict[str, object]) -> dict[str, int | None]:
+    return {name: value for name, value in plain.items() if value is None or isinstance(value, int)}
+
+
+def _spans_of(report: bytes) -> list[Span]:
+    spans = decode_spans(report)
+    if isinstance(spans, Malformed):
+        _log.error("a report of spans was refused: %s", spans.reason)
+        return []
+    return spans

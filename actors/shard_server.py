@@ -1,0 +1,228 @@
+"""ShardServer: answers requests that other machines send because this machine is their worker's home.
+
+Admission decides first, and a refusal has no effect of any kind: no guest code, no trace, no count but its own. What
+is admitted goes to this machine's host over its socket; the answer goes back in one call when it is small and whole
+by then, and in pulled chunks when it is not. It never sends a request on: at most one hop.
+"""
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from actors import admission
+from actors.admission import Admission, AdmissionLimits
+from actors.capability import Exports
+from actors.exchange import (
+    WINDOW_BYTES_MAX,
+    Answered,
+    Capability,
+    Chunk,
+    Ended,
+    Load,
+    Outcome,
+    RefusalReason,
+    Refused,
+    Request,
+    Served,
+)
+from actors.link import Frame, LinkAnswer, LinkBroken, Links
+from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
+from actors.view import decode_plain, encode_plain
+from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict
+from isolates.artifact import ArtifactStore
+from isolates.conversation import BodyLost
+
+_log = logging.getLogger("everwarm.shard_server")
+
+#: A client that does not read its answer for this long is gone, together with its machine.
+_UNREAD_S = 30.0
+
+
+class LentFrom:
+    """A request body that is read over a capability from the machine that got the request."""
+
+    def __init__(self, owner: Peer, capability: Capability) -> None:
+        self._owner = owner
+        self._capability = capability
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        try:
+            chunk = CHUNK.decode(await self._owner.call("read_body", CAPABILITY.encode(self._capability)))
+        except (PeerLost, PeerFailed) as lost:
+            raise BodyLost from lost
+        if chunk.lost:
+            raise BodyLost
+        return None if chunk.end else chunk.data
+
+
+class Visit:
+    """One admitted request, from admission to its last chunk: the slot is given back once, here."""
+
+    def __init__(self, server: "ShardServer", capability: Capability) -> None:
+        self._server = server
+        self.capability = capability
+        self.answer: LinkAnswer | None = None
+        self.rest: Capability | None = None
+        self.read_at_s = asyncio.get_running_loop().time()
+        self._over = False
+
+    def over(self) -> None:
+        """Give everything back. Safe to call again."""
+        if not self._over:
+            self._over = True
+            self._server._leave(self)
+            if self.answer is not None:
+                self.answer.cancel()
+
+
+class ShardServer:
+    """The receiving half of sharding, one per machine."""
+
+    def __init__(
+        self, name: str, *, host_socket: Path, code_directory: Path, links: Links, peers: Peers, limits: AdmissionLimits
+    ) -> None:
+        self.name = name
+        self._host = str(host_socket)
+        self._artifacts = ArtifactStore(code_directory)
+        self._links = links
+        self._peers = peers
+        self._limits = limits
+        self._draining = False
+        self._load = Load()
+        self._visits: dict[tuple[str, int], Visit] = {}
+        self._rests: Exports[Visit] = Exports(f"{name}/shard")
+        self._counts = {"admitted": 0, "refused": 0, "aborted": 0}
+        self._sweeping: asyncio.Task[None] | None = None
+        self.calls: Calls = {
+            "serve": self.serve,
+            "read_response": self.read_response,
+            "abort": self.abort,
+            "prewarm": self.prewarm,
+            "configure": self.configure,
+            "statistics": self.statistics,
+        }
+
+    async def serve(self, payload: bytes) -> bytes:
+        """A request from another machine; the reply is a verdict (``wire.decode_verdict``)."""
+        request = REQUEST.decode(payload)
+        if request.fallback is None:
+            raise ValueError("an offer without its capability")
+        verdict = admission.decide(
+            self._load, len(self._visits), self._limits,
+            code_here=self._artifacts.has(request.component_digest), draining=self._draining,
+        )  # fmt: skip
+        if verdict.admission is Admission.REFUSE:
+            self._counts["refused"] += 1
+            return encode_verdict(Refused(verdict.reason or RefusalReason.BUSY, request.fallback))
+        self._counts["admitted"] += 1
+        visit = Visit(self, request.fallback)
+        self._visits[request.fallback.owner, request.fallback.key] = visit
+        try:
+            return encode_verdict(await self._run(visit, request, request.fallback))
+        except BaseException:
+            visit.over()
+            raise
+
+    async def _run(self, visit: Visit, request: Request, lent: Capability) -> Answered | Refused:
+        try:
+            body = LentFrom(await self._peers.get(lent.owner), lent)
+            visit.answer = await self._links.exchange(self._host, replace(request, fallback=None), body)
+        except (LinkBroken, PeerLost):
+            # Nothing was delivered to a guest: to the sender this is a refusal like any other.
+            visit.over()
+            return Refused(RefusalReason.BUSY, lent)
+        served: Served | None = await visit.answer.served()
+        first = await self._next_chunk(visit.answer, wait=False)
+        if first.ended is not None:
+            visit.over()
+            return Answered(served, first, None)
+        visit.rest = self._rests.mint(visit)
+        self._sweep()
+        return Answered(served, first, visit.rest)
+
+    async def _next_chunk(self, answer: LinkAnswer, *, wait: bool) -> Chunk:
+        """What has arrived of an answer, up to a window; with ``wait`` at least something."""
+        pieces: list[bytes] = []
+        size = 0
+        while size < WINDOW_BYTES_MAX and not answer.is_over and (answer.ready() or (wait and not pieces)):
+            data = await answer.read()
+            if data is None:
+                break
+            pieces.append(data)
+            size += len(data)
+        ended = None
+        if answer.is_over or (answer.whole and answer.ready()):
+            ended = await answer.ended()
+            self._load = ended.load
+        return Chunk(b"".join(pieces), end=answer.whole, ended=ended)
+
+    async def read_response(self, payload: bytes) -> bytes:
+        """The next chunk of an answer that did not fit its verdict."""
+        visit = self._rests.resolve(CAPABILITY.decode(payload).key)
+        if visit is None:
+            return CHUNK.encode(Chunk(lost=True, ended=Ended(Outcome.CANCELED)))
+        loop = asyncio.get_running_loop()
+        visit.read_at_s = loop.time() + 3_600  # it is being read; the sweep looks at readers that stay away
+        try:
+            assert visit.answer is not None
+            chunk = await self._next_chunk(visit.answer, wait=True)
+        finally:
+            visit.read_at_s = loop.time()
+        if chunk.ended is not None:
+            visit.over()
+        return CHUNK.encode(chunk)
+
+    async def abort(self, payload: bytes) -> bytes:
+        """The client of the request that lent this capability is gone."""
+        capability = CAPABILITY.decode(payload)
+        visit = self._visits.get((capability.owner, capability.key))
+        if visit is not None:
+            self._counts["aborted"] += 1
+            visit.over()
+        return b""
+
+    async def prewarm(self, payload: bytes) -> bytes:
+        """A request is likely to come here: pass it on to the host. Forgotten when the host is away."""
+        try:
+            await self._links.tell(self._host, Frame.PREWARM, payload)
+        except LinkBroken as away:
+            _log.info("a prewarm was dropped: %s", away)
+        return b""
+
+    async def configure(self, payload: bytes) -> bytes:
+        """Change admission while running: fields of ``AdmissionLimits``, and ``draining``."""
+        wanted = decode_plain(payload)
+        self._draining = bool(wanted.pop("draining", self._draining))
+        self._limits = replace(self._limits, **wanted)
+        return b""
+
+    async def statistics(self, payload: bytes = b"") -> bytes:
+        """Counters, for operators and tests."""
+        return encode_plain(
+            {
+                **self._counts,
+                "in_flight": len(self._visits),
+                "lent_out": len(self._rests),
+                "draining": self._draining,
+                "queue_ms": self._load.queue_ms,
+            }
+        )
+
+    def _leave(self, visit: Visit) -> None:
+        self._visits.pop((visit.capability.owner, visit.capability.key), None)
+        if visit.rest is not None:
+            self._rests.release(visit.rest)
+
+    def _sweep(self) -> None:
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep_unread())
+
+    async def _sweep_unread(self) -> None:
+        """While answers are out: end those whose readers stay away."""
+        while len(self._rests):
+            await asyncio.sleep(_UNREAD_S / 4)
+            late_s = asyncio.get_running_loop().time() - _UNREAD_S
+            for visit in list(self._visits.values()):
+                if visit.rest is not None and visit.read_at_s < late_s:
+                    visit.over()

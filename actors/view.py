@@ -1,0 +1,88 @@
+"""One machine's view of the cluster: the ring, and what is deployed. Kept up by changes, replaced when one is missed.
+
+A view may be stale; that is slow and never wrong. Changes carry the catalog's sequence numbers, so a machine knows
+when it missed one and asks for everything again.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from actors.catalog import Deployed
+from actors.ring import Ring, worker_key
+from actors.worker import Deployment, Version
+from isolates.outcome import Outcome
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder()
+
+#: Cordons (groups of workers of one trust, semantics section 4.12) are one until manifests can name another.
+CORDON = "default"
+
+
+def encode_plain(plain: object) -> bytes:
+    """Plain data (dicts, lists, strings, numbers, bytes) as bytes."""
+    return _ENCODER.encode(plain)
+
+
+def decode_plain(data: bytes) -> Any:
+    """Plain data from bytes."""
+    return _DECODER.decode(data)
+
+
+def deployed_to_plain(deployed: Deployed) -> dict[str, object]:
+    """A deployment with its versions, for the way between machines."""
+    return {
+        "seq": deployed.seq,
+        "deployment": deployed.deployment.to_plain(),
+        "versions": [version.to_plain() for version in deployed.versions],
+    }
+
+
+def deployed_from_plain(plain: Any) -> Deployed:
+    """Reads what ``deployed_to_plain`` wrote. ``ValueError`` names the wrong field."""
+    return Deployed(
+        int(plain["seq"]),
+        Deployment.from_plain(plain["deployment"]),
+        tuple(Version.from_plain(version) for version in plain["versions"]),
+    )
+
+
+@dataclass(slots=True)
+class ClusterView:
+    """What one machine knows."""
+
+    seq: int = 0
+    ring: Ring | None = None
+    workers: dict[str, Deployed] = field(default_factory=dict)
+
+    def home_of(self, worker: str) -> str | None:
+        """The server that is home to a worker, by this view."""
+        return None if self.ring is None else self.ring.home_of(worker_key(CORDON, worker))
+
+    @property
+    def epoch(self) -> int:
+        """The ring's epoch, 0 before the first."""
+        return 0 if self.ring is None else self.ring.epoch
+
+    def version_for(self, worker: str, affinity: bytes) -> Version | Outcome:
+        """The version that answers a request of ``affinity``; ``SCRIPT_NOT_FOUND`` when nothing is deployed."""
+        deployed = self.workers.get(worker)
+        if deployed is None:
+            return Outcome.SCRIPT_NOT_FOUND
+        chosen = deployed.deployment.choose(affinity)
+        return next(version for version in deployed.versions if version.version_id == chosen)
+
+    def apply(self, seq: int, worker: str, deployed: Deployed | None) -> bool:
+        """One change. False when changes before it are missing, so that everything must be asked for again."""
+        if seq <= self.seq:
+            return True
+        if seq != self.seq + 1:
+            return False
+        self.seq = seq
+        if deployed is None:
+            self.workers.pop(worker, None)
+        else:
+            self.workers[worker] = deployed
+        return True

@@ -1,0 +1,343 @@
+"""What a worker is, as values: its name, plan, limits, immutable versions, and the deployment that shares out requests.
+
+A *version* never changes after its upload, so isolates, artifacts and leases are keyed by its id alone. A *deployment*
+names one or two versions of one worker with percentages, and is the only thing that a deploy or a rollback replaces.
+All of them travel between processes and rest on disk as plain data: dicts of strings and integers with a schema
+number. Reading is strict. An unknown schema, a field missing, one too many, or a wrong type raises ValueError with the
+field's name, because a half-understood limit would be a limit that is not enforced.
+
+The numbers of `Limits` are the platform's published ones (semantics, section 1). Megabytes there are decimal (MB), or
+binary where written MiB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from hashlib import blake2b, sha256
+from typing import Final, NewType
+
+WorkerName = NewType("WorkerName", str)
+
+PLAIN_SCHEMA: Final = 1
+"""Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning."""
+
+_WORKER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")  # one DNS label: `<worker>.localhost` must be a host name
+_VERSION_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+_MIB: Final = 1024 * 1024
+AUTHOR_CHARS_MAX: Final = 256  # an e-mail address has at most 254
+_CHOICE_BUCKETS: Final = 10_000  # percentages are whole; 100 buckets each keep the hash's rounding under 0.01 %
+
+
+def is_worker_name(text: str) -> bool:
+    """True when `text` is a lower-case DNS label that starts with a letter, 1 to 63 characters."""
+    return _WORKER_NAME.fullmatch(text) is not None
+
+
+def worker_name(text: str) -> WorkerName:
+    """`text` as a worker's name. Raises ValueError when it is none."""
+    if not is_worker_name(text):
+        raise ValueError("worker: must match [a-z][a-z0-9-]{0,62}")
+    return WorkerName(text)
+
+
+class Plan(StrEnum):
+    FREE = "free"
+    PAID = "paid"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one version may use. Every number is an upper bound; zero means none at all.
+
+    `wall_ms` is None when a request may last as long as its client stays connected; `wall_detached_ms` then applies
+    from the moment the client is gone.
+    """
+
+    cpu_ms: int  # thread CPU time in guest code, per request
+    startup_cpu_ms: int  # the same for an isolate's start; not charged to its first request
+    wall_ms: int | None
+    wall_detached_ms: int
+    wait_until_ms: int  # after the response, shared by everything the request left running
+    memory_soft_bytes: int  # over it the isolate is condemned: it finishes what it runs
+    memory_hard_bytes: int  # over it the isolate is killed; growth beyond is refused in the guest's call
+    component_bytes_max: int  # compressed, as uploaded
+    component_raw_bytes_max: int
+    subrequests_max: int  # per request tree, as are the next three
+    invocations_max: int
+    depth_max: int
+    connections_max: int  # outbound, open at once; one more waits
+    request_head_bytes_max: int
+    url_bytes_max: int
+    request_body_bytes_max: int
+    log_bytes_max: int  # log lines and trace of one request; the rest is cut and marked
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name == "wall_ms":
+                continue
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{field.name}: must be a whole number, zero or more")
+        if self.memory_hard_bytes < self.memory_soft_bytes:
+            raise ValueError("memory_hard_bytes: must not be below memory_soft_bytes")
+
+    @classmethod
+    def for_plan(cls, plan: Plan) -> Limits:
+        """The plan's defaults: what a worker has whose manifest says nothing."""
+        return _DEFAULTS[plan]
+
+    @classmethod
+    def ceiling_for_plan(cls, plan: Plan) -> Limits:
+        """The most that a manifest may ask for under `plan`."""
+        return _CEILINGS[plan]
+
+    @classmethod
+    def from_manifest(cls, plan: Plan, asked: Mapping[str, object]) -> Limits:
+        """The plan's defaults with the manifest's own numbers in their place.
+
+        Raises ValueError naming the field when it is unknown, of the wrong type, or above the plan's ceiling: a limit
+        that is silently cut would be found out by the tenant's users. A manifest that sets `memory_soft_bytes` and not
+        `memory_hard_bytes` gets the usual quarter on top.
+        """
+        default, ceiling = _DEFAULTS[plan], _CEILINGS[plan]
+        values = dict(asked)
+        for name, value in asked.items():
+            if name not in _LIMIT_NAMES:
+                raise ValueError(f"{name}: no such limit")
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name}: must be a whole number, zero or more")
+            most = getattr(ceiling, name)
+            if most is not None and value > most:
+                raise ValueError(f"{name}: {value} is more than the {plan.value} plan allows, {most}")
+        soft = values.get("memory_soft_bytes")
+        if type(soft) is int and "memory_hard_bytes" not in values:
+            values["memory_hard_bytes"] = min(_hard_over(soft), ceiling.memory_hard_bytes)
+        return replace(default, **values)  # type: ignore[arg-type]  # names and types are checked above
+
+    def lowered_by(self, other: Limits) -> Limits:
+        """The smaller of each number: what a child has under a parent. Commutative, and never raises a limit."""
+        lowered: dict[str, int | None] = {}
+        for name in _LIMIT_NAMES:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            lowered[name] = theirs if mine is None else mine if theirs is None else min(mine, theirs)
+        return Limits(**lowered)  # type: ignore[arg-type]  # only wall_ms can be None, and only when both are
+
+    def to_plain(self) -> dict[str, object]:
+        return {"schema": PLAIN_SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_plain(cls, plain: object) -> Limits:
+        """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
+        return cls(**_checked(plain, "limits", _LIMIT_NAMES))  # type: ignore[arg-type]  # __post_init__ checks types
+
+
+_LIMIT_NAMES: Final = tuple(field.name for field in fields(Limits))
+
+
+def _hard_over(soft_bytes: int) -> int:
+    """The kill threshold for a soft one: a quarter on top, so that requests in flight in a condemned isolate finish."""
+    return soft_bytes + soft_bytes // 4
+
+
+_FREE: Final = Limits(
+    cpu_ms=10,
+    startup_cpu_ms=400,
+    wall_ms=30_000,
+    wall_detached_ms=30_000,
+    wait_until_ms=30_000,
+    memory_soft_bytes=128 * _MIB,
+    memory_hard_bytes=_hard_over(128 * _MIB),
+    component_bytes_max=3_000_000,
+    component_raw_bytes_max=64 * _MIB,
+    subrequests_max=50,
+    invocations_max=32,
+    depth_max=16,
+    connections_max=6,
+    request_head_bytes_max=128 * 1024,
+    url_bytes_max=16 * 1024,
+    request_body_bytes_max=100_000_000,
+    log_bytes_max=256 * 1024,
+)
+_PAID: Final = replace(
+    _FREE,
+    cpu_ms=50,
+    wall_ms=None,
+    component_bytes_max=10_000_000,
+    subrequests_max=1_000,
+    request_body_bytes_max=500_000_000,
+)
+_DEFAULTS: Final[Mapping[Plan, Limits]] = {Plan.FREE: _FREE, Plan.PAID: _PAID}
+_CEILINGS: Final[Mapping[Plan, Limits]] = {
+    Plan.FREE: _FREE,
+    Plan.PAID: replace(
+        _PAID,
+        cpu_ms=300_000,
+        startup_cpu_ms=1_000,
+        subrequests_max=10_000,
+        # A 32-bit memory ends at 4 GiB, so soft and hard may both be there: growth beyond fails in the guest anyway.
+        memory_soft_bytes=4 * 1024 * _MIB,
+        memory_hard_bytes=4 * 1024 * _MIB,
+    ),
+}
+
+
+def make_version_id(worker: str, component_digest: str, upload_seq: int) -> str:
+    """16 hex digits of a hash over all three, so that the same bytes uploaded twice are two versions.
+
+    64 bits: among a million versions of a cluster, the chance that any two meet is 3 in 10^8, and the catalog refuses
+    the second.
+    """
+    return sha256(f"{worker}\n{component_digest}\n{upload_seq}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One upload: code and limits that never change. `created_at_ms` is Unix time."""
+
+    worker: str
+    version_id: str
+    component_digest: str  # sha256 of the uploaded component, lower-case hex
+    limits: Limits
+    plan: Plan
+    created_at_ms: int
+    author: str
+
+    def __post_init__(self) -> None:
+        _check_text("worker", self.worker, _WORKER_NAME)
+        _check_text("version_id", self.version_id, _VERSION_ID)
+        _check_text("component_digest", self.component_digest, _DIGEST)
+        if not isinstance(self.limits, Limits):
+            raise ValueError("limits: must be Limits")
+        if not isinstance(self.plan, Plan):
+            raise ValueError("plan: must be a Plan")
+        if type(self.created_at_ms) is not int or self.created_at_ms < 0:
+            raise ValueError("created_at_ms: must be a whole number, zero or more")
+        if not isinstance(self.author, str) or len(self.author) > AUTHOR_CHARS_MAX:
+            raise ValueError(f"author: must be a string of at most {AUTHOR_CHARS_MAX} characters")
+
+    def to_plain(self) -> dict[str, object]:
+        return {
+            "schema": PLAIN_SCHEMA,
+            "worker": self.worker,
+            "version_id": self.version_id,
+            "component_digest": self.component_digest,
+            "limits": self.limits.to_plain(),
+            "plan": self.plan.value,
+            "created_at_ms": self.created_at_ms,
+            "author": self.author,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: object) -> Version:
+        """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
+        values = _checked(plain, "version", _VERSION_NAMES)
+        values["limits"] = Limits.from_plain(values["limits"])
+        if values["plan"] not in _PLANS:
+            raise ValueError("plan: must be one of " + ", ".join(_PLANS))
+        values["plan"] = Plan(str(values["plan"]))
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks types
+
+
+_VERSION_NAMES: Final = tuple(field.name for field in fields(Version))
+_PLANS: Final = tuple(plan.value for plan in Plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A version's part of its worker's requests, in whole percent, 1 to 100."""
+
+    version_id: str
+    percent: int
+
+    def __post_init__(self) -> None:
+        _check_text("version_id", self.version_id, _VERSION_ID)
+        if type(self.percent) is not int or not 1 <= self.percent <= 100:
+            raise ValueError("percent: must be a whole number from 1 to 100")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Which versions of a worker answer: one, or two that add up to 100 percent.
+
+    Two at most, because more can not be compared by eye in a dashboard, and a third one means that an earlier rollout
+    was never finished.
+    """
+
+    worker: str
+    shares: tuple[Share, ...]
+
+    def __post_init__(self) -> None:
+        _check_text("worker", self.worker, _WORKER_NAME)
+        if not isinstance(self.shares, tuple) or not all(isinstance(share, Share) for share in self.shares):
+            raise ValueError("shares: must be a tuple of Share")
+        if len(self.shares) not in (1, 2):
+            raise ValueError("shares: must be one or two")
+        if sum(share.percent for share in self.shares) != 100:
+            raise ValueError("shares: percentages must add up to 100")
+        if len({share.version_id for share in self.shares}) != len(self.shares):
+            raise ValueError("shares: the versions must differ")
+
+    @classmethod
+    def whole(cls, worker: str, version_id: str) -> Deployment:
+        """All requests to one version."""
+        return cls(worker, (Share(version_id, 100),))
+
+    @property
+    def version_ids(self) -> tuple[str, ...]:
+        return tuple(share.version_id for share in self.shares)
+
+    def choose(self, affinity: bytes) -> str:
+        """The version id for whoever `affinity` stands for (a cookie, a client address): the same one every time.
+
+        The hash is keyed by the worker, so one visitor is not in the early tenth of every rollout. As the second
+        share grows, whoever is on it stays on it: keep the order old, new for the whole of a rollout.
+        """
+        if len(self.shares) == 1:
+            return self.shares[0].version_id
+        digest = blake2b(affinity, digest_size=8, key=self.worker.encode()).digest()
+        bucket = int.from_bytes(digest) % _CHOICE_BUCKETS
+        first = self.shares[0]
+        return first.version_id if bucket < first.percent * (_CHOICE_BUCKETS // 100) else self.shares[1].version_id
+
+    def to_plain(self) -> dict[str, object]:
+        shares = [{"version_id": share.version_id, "percent": share.percent} for share in self.shares]
+        return {"schema": PLAIN_SCHEMA, "worker": self.worker, "shares": shares}
+
+    @classmethod
+    def from_plain(cls, plain: object) -> Deployment:
+        """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
+        values = _checked(plain, "deployment", ("worker", "shares"))
+        listed = values["shares"]
+        if not isinstance(listed, list) or len(listed) > 2:
+            raise ValueError("shares: must be a list of one or two")
+        shares = [_checked(share, "shares", ("version_id", "percent"), schema=False) for share in listed]
+        values["shares"] = tuple(Share(**share) for share in shares)  # type: ignore[arg-type]  # checked there
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks types
+
+
+def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise ValueError(f"{name}: must match {pattern.pattern}")
+
+
+def _checked(plain: object, what: str, names: tuple[str, ...], schema: bool = True) -> dict[str, object]:
+    """`plain` as a new dict with exactly `names` in it, its schema number checked and taken off."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"{what}: must be a dict")
+    values: dict[str, object] = dict(plain)
+    if schema:
+        number = values.pop("schema", None)
+        if type(number) is not int or number != PLAIN_SCHEMA:
+            raise ValueError(f"schema: {what} has {number!r}, this program reads {PLAIN_SCHEMA}")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{name}: missing from {what}")
+    for given in values:
+        if given not in names:
+            raise ValueError(f"{str(given)[:64]!r}: unknown in {what}")
+    return values

@@ -1,0 +1,95 @@
+"""What must not be in a trace: credentials in query strings and headers.
+
+Redaction goes by the name of a parameter, split into words (`api_key`, `apiKey`, `X-Amz-Signature`), and, since not
+everybody names a token so, by the form of the value. It errs to the side of hiding: `country_code=de` is hidden too.
+Names and order of the parameters stay, so that a trace still tells which request it was.
+
+Pure. Redact before a value becomes an attribute: nothing after that looks at it again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote_plus
+
+# The word OpenTelemetry's conventions for `url.query` give for a hidden value.
+REDACTED: Final = "REDACTED"
+
+_SECRET_WORDS: Final = frozenset(
+    {
+        "auth",
+        "authentication",
+        "authorization",
+        "oauth",
+        "bearer",
+        "code",
+        "cookie",
+        "cookies",
+        "key",
+        "keys",
+        "otp",
+        "pass",
+        "passcode",
+        "passwd",
+        "password",
+        "pin",
+        "pwd",
+        "secret",
+        "secrets",
+        "session",
+        "sid",
+        "sig",
+        "sign",
+        "signature",
+        "token",
+        "tokens",
+        "apikey",
+        "jwt",
+        "saml",
+        "assertion",
+        "ticket",
+        "credential",
+        "credentials",
+        "hmac",
+        "nonce",
+    }
+)
+# Parts that name a secret even when nothing marks the word: accesstoken, clientsecret, dbpassword.
+_SECRET_PARTS: Final = ("token", "secret", "passw", "signature", "apikey", "credential", "session")
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*")
+# 40 characters without a space, letters and digits mixed: longer than a UUID (36), as long as the shortest API keys.
+_RANDOM: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_.~+/=-]{40,}")
+_SEPARATOR: Final = re.compile(r"([&;])")
+
+
+def redact_query(query: str) -> str:
+    """A query string (without "?") with the values that look like secrets replaced by `REDACTED`."""
+    return "".join(part if part in "&;" else _redact_pair(part) for part in _SEPARATOR.split(query))
+
+
+def redact_header(name: str, value: str) -> str:
+    """A header's value, or `REDACTED` for cookies, authorization, and whatever is named like a secret."""
+    return REDACTED if _names_a_secret(name) else value
+
+
+def _redact_pair(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not equals:
+        return REDACTED if _looks_random(unquote_plus(name)) else pair
+    if value and (_names_a_secret(unquote_plus(name)) or _looks_random(unquote_plus(value))):
+        return f"{name}={REDACTED}"
+    return pair
+
+
+def _names_a_secret(name: str) -> bool:
+    if any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name)):
+        return True
+    # The whole name too: "PassWord" and "SID2" fall apart as words.
+    lower = name.lower()
+    return any(part in lower for part in _SECRET_PARTS) or lower in _SECRET_WORDS
+
+
+def _looks_random(value: str) -> bool:
+    return _JWT.fullmatch(value) is not None or _RANDOM.fullmatch(value) is not None
