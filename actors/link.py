@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Outcome, Request, Served
 from actors.wire import ENDED, REQUEST, SERVED
@@ -142,8 +142,8 @@ class Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports have the interface and not the base class.
+        self.transport = cast(asyncio.Transport, transport)
         if self._on_made is not None:
             self._on_made(self)
 

@@ -53,18 +53,17 @@ class Peers(Protocol):
         """The peer at ``address``. ``PeerLost`` with ``delivered=False`` when there is none."""
 
 
-#: Methods that carry requests and bodies; everything else goes to the control group, so that a probe or an abort
-#: never waits behind slow requests.
-DATA_METHODS = frozenset({"serve", "read_body", "read_response", "submit", "read_submitted"})
-DATA, CONTROL = "data", "control"
-
-
 class RayPeer:
-    """A peer behind a Ray actor handle."""
+    """A peer behind a Ray actor handle.
+
+    One event loop serves all calls of a role: Ray gives each concurrency group a loop of its own, and a role's sockets
+    and futures belong to one. Nothing in a role blocks its loop, so a probe is not held up by slow requests.
+    """
 
     def __init__(self, address: str, handle: Any) -> None:
         self.address = address
-        self._handle = handle
+        # Task events would tell Ray's head of every request.
+        self._remote = handle.call.options(enable_task_events=False).remote
         self._away_until_s = 0.0
         self._probing: asyncio.Task[None] | None = None
 
@@ -72,10 +71,8 @@ class RayPeer:
         if self._away_until_s:
             self._probe_sometimes()
             raise PeerLost(self.address, delivered=False)
-        group = DATA if method in DATA_METHODS else CONTROL
-        remote = self._handle.call.options(concurrency_group=group, enable_task_events=False)
         try:
-            answer: bytes = await remote.remote(method, payload)
+            answer: bytes = await self._remote(method, payload)
             return answer
         except ray.exceptions.RayActorError as lost:
             self._away_until_s = asyncio.get_running_loop().time() + _PROBE_EVERY_S
@@ -90,9 +87,8 @@ class RayPeer:
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
-        probe = self._handle.call.options(concurrency_group=CONTROL, enable_task_events=False)
         try:
-            await asyncio.wait_for(probe.remote("probe", b""), _PROBE_TIMEOUT_S)
+            await asyncio.wait_for(self._remote("probe", b""), _PROBE_TIMEOUT_S)
             self._away_until_s = 0.0
         except (ray.exceptions.RayError, TimeoutError):
             pass  # still away; the next caller after a while asks again

@@ -1,0 +1,443 @@
+"""The driver's side: connect to a running cluster, deploy, fetch, look.
+
+``AsyncClient`` does the work; ``Client`` is the same for programs without an event loop. Both are had from
+``everwarm.connect()``.
+
+    with everwarm.connect() as cluster:
+        answer = cluster.fetch("hello", "/")
+        print(answer.status, answer.text, answer.server, answer.start_type)
+"""
+
+import asyncio
+import getpass
+import itertools
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from actors.exchange import WINDOW_BYTES_MAX, Chunk, Ended, Outcome, Request, RequestHead, Served, status_of
+from actors.peer import Peer, PeerFailed, PeerLost, RayPeers
+from actors.view import decode_plain, encode_plain
+from actors.wire import CHUNK, REQUEST, SERVED
+from everwarm.home import Home, Running
+from tracing.trace import Span
+from tracing.wire import Malformed, decode_spans
+
+T = TypeVar("T")
+
+#: Answers are held whole by ``fetch``; larger ones are for ``stream``.
+FETCH_BYTES_MAX = 64 << 20
+
+
+class EverwarmError(Exception):
+    """Something a caller can act on; the message says what."""
+
+
+class NotRunning(EverwarmError):
+    """There is no cluster to connect to."""
+
+
+class DeployFailed(EverwarmError):
+    """A deploy was refused. ``code`` for programs; the message says why and what to do."""
+
+    def __init__(self, code: str, message: str, advice: str) -> None:
+        super().__init__(f"{message} {advice}".strip())
+        self.code, self.advice = code, advice
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer. ``outcome`` is how the request ended; unless it is ``ok``, status and body are the platform's."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    outcome: str
+    server: str = ""
+    home: str = ""
+    start_type: str = ""
+    hop: bool = False
+    refused: str = ""
+    queue_ms: float = 0.0
+    cpu_ms: float = 0.0
+    request_id: str = ""
+    trace_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.body.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A worker that was deployed."""
+
+    worker: str
+    version: str
+    component_digest: str
+    component_bytes: int
+    artifact_bytes: int
+    startup_cpu_ms: float
+    servers: list[str]
+    late: list[str]
+    plan: str
+    phases: list[tuple[str, float]] = field(default_factory=list)
+
+
+class AsyncClient:
+    """A connection to a cluster, for programs with an event loop."""
+
+    def __init__(self, running: Running, control: Any, leave: Callable[[], None]) -> None:
+        self.running = running
+        self._leave = leave
+        self._round_robin = itertools.cycle(sorted(running.servers))
+
+        async def introduce(address: str) -> Any:
+            if address == "control":
+                return control
+            found = await control.introduce.remote(address)
+            return found[0] if found else None
+
+        self._peers = RayPeers(introduce)
+
+    @property
+    def servers(self) -> list[str]:
+        """The cluster's servers."""
+        return sorted(self.running.servers)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster, which runs on."""
+        self._leave()
+
+    # ---------------------------------------------------------------------------------------------------- deploys
+
+    async def deploy(
+        self,
+        name: str,
+        component: bytes | Path,
+        *,
+        plan: str = "free",
+        limits: Mapping[str, int] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Deployment:
+        """Deploy ``component`` as worker ``name``. ``progress`` hears the phase and the seconds in it.
+
+        ``DeployFailed`` says what is wrong with the component or its limits; then nothing was changed.
+        """
+        data = component if isinstance(component, bytes) else await asyncio.to_thread(component.read_bytes)
+        order = {
+            "name": name,
+            "plan": plan,
+            "limits": dict(limits or {}),
+            "component": data,
+            "author": _author(),
+        }
+        accepted = decode_plain(await self._control("deploy", encode_plain(order)))
+        if "error" in accepted:
+            raise DeployFailed(accepted["error"]["code"], accepted["error"]["message"], "")
+        while True:
+            state = decode_plain(await self._control("deploy_progress", encode_plain({"job": accepted["job"]})))
+            if state.get("error"):
+                error = state["error"]
+                raise DeployFailed(error["code"], error["message"], error.get("advice", ""))
+            if state["done"]:
+                phases = [(phase, seconds) for phase, seconds in state["phases"] if seconds >= 0.001]
+                return Deployment(**state["result"], phases=phases)
+            if progress is not None:
+                progress(state["phase"], state["in_phase_s"])
+            await asyncio.sleep(0.02 if state["in_phase_s"] < 0.5 else 0.2)
+
+    async def remove(self, name: str) -> bool:
+        """End a worker's deployment. False when it was not deployed."""
+        order = encode_plain({"name": name, "author": _author()})
+        return bool(decode_plain(await self._control("remove", order))["removed"])
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """What is deployed, by name."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = found[-1]["deployment"]["worker"] if found else ""
+            page = decode_plain(await self._control("list", encode_plain({"after": after})))
+            found += page["workers"]
+            if not page["more"]:
+                return found
+
+    async def history(self, name: str) -> list[dict[str, Any]]:
+        """The latest uploads and deploys of a worker, newest first."""
+        changes: list[dict[str, Any]] = decode_plain(await self._control("history", encode_plain({"name": name})))
+        return changes
+
+    # --------------------------------------------------------------------------------------------------- requests
+
+    async def fetch(
+        self,
+        worker: str,
+        path: str = "/",
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        server: str | None = None,
+    ) -> Response:
+        """Send a request to ``worker`` through ``server`` (or the next one in turn) and read its answer whole.
+
+        The answer of a request that ended badly is the platform's page for that ending, as over HTTP. A body must
+        fit the window of 64 KiB here; larger ones go over HTTPS. ``EverwarmError`` when the server is away.
+        """
+        if len(body) > WINDOW_BYTES_MAX:
+            raise EverwarmError(f"fetch takes bodies up to {WINDOW_BYTES_MAX:,} bytes; send larger ones over HTTPS")
+        head = RequestHead(
+            method.upper(),
+            "https",
+            f"{worker}.localhost",
+            path,
+            tuple((name.lower(), value.encode()) for name, value in (headers or {}).items()),
+        )
+        request = Request(secrets.token_hex(8), worker, head, "", body_first=body)
+        peer = await self._server(server or next(self._round_robin))
+        reply = decode_plain(await _calling(peer, "submit", REQUEST.encode(request)))
+        served = None if reply["served"] is None else SERVED.decode(reply["served"])
+        chunk = CHUNK.decode(reply["chunk"])
+        pieces = [chunk.data]
+        size = len(chunk.data)
+        while chunk.ended is None:
+            chunk = CHUNK.decode(await _calling(peer, "read_submitted", reply["rest"]))
+            pieces.append(chunk.data)
+            size += len(chunk.data)
+            if size > FETCH_BYTES_MAX:
+                await _calling(peer, "cancel_submitted", reply["rest"])
+                raise EverwarmError(f"the answer is larger than {FETCH_BYTES_MAX:,} bytes")
+        return _response(request, served, chunk, b"".join(pieces), reply["trace_id"])
+
+    # ------------------------------------------------------------------------------------------------------ looks
+
+    async def statistics(self) -> dict[str, dict[str, Any]]:
+        """The counters of all roles, by address (``server-1/host``)."""
+        addresses = [f"{s}/{role}" for s in self.servers for role in ("server", "shard", "host", "ingress")]
+
+        async def one(address: str) -> tuple[str, dict[str, Any]]:
+            try:
+                return address, decode_plain(await (await self._peers.get(address)).call("statistics"))
+            except (PeerLost, PeerFailed) as away:
+                return address, {"error": str(away)}
+
+        return dict(await asyncio.gather(*(one(address) for address in addresses)))
+
+    async def configure_admission(self, server: str, **changes: int | float | bool) -> None:
+        """Change how a server admits other machines' requests: ``in_flight_max``, ``queue_ms_max``, ``draining``."""
+        peer = await self._peers.get(f"{server}/shard")
+        await _calling(peer, "configure", encode_plain(changes))
+
+    async def traces(self, limit: int = 20) -> list[dict[str, Any]]:
+        """Summaries of the latest traces of all servers, newest first."""
+        pages = await asyncio.gather(*(self._of_server(server, "traces", {"limit": limit}) for server in self.servers))
+        found = [summary for page in pages for summary in decode_plain(page)]
+        found.sort(key=lambda summary: summary["start_ns"], reverse=True)
+        return found[:limit]
+
+    async def trace(self, trace_id: str) -> list[Span]:
+        """The spans of a trace, by the beginning of its id; empty when nobody knows it."""
+        reports = await asyncio.gather(
+            *(self._of_server(server, "trace", {"trace_id": trace_id}) for server in self.servers)
+        )
+        spans: list[Span] = []
+        for report in reports:
+            decoded = decode_spans(report)
+            if not isinstance(decoded, Malformed):
+                spans += decoded
+        return spans
+
+    async def wait_for_trace(self, trace_id: str, timeout_s: float = 5.0) -> list[Span]:
+        """As ``trace``, but waits until it is there: spans are reported after the answer."""
+        until_s = time.monotonic() + timeout_s
+        while True:
+            spans = await self.trace(trace_id)
+            if spans or time.monotonic() > until_s:
+                return spans
+            await asyncio.sleep(0.05)
+
+    async def _of_server(self, server: str, method: str, order: dict[str, Any]) -> bytes:
+        return await _calling(await self._server(server), method, encode_plain(order))
+
+    async def _server(self, name: str) -> Peer:
+        if name not in self.running.servers:
+            raise EverwarmError(f"There is no server {name}; there are {', '.join(self.servers)}.")
+        return await self._peers.get(f"{name}/server")
+
+    async def _control(self, method: str, payload: bytes) -> bytes:
+        return await _calling(await self._peers.get("control"), method, payload)
+
+
+class Client:
+    """A connection to a cluster, for programs without an event loop. The methods are ``AsyncClient``'s."""
+
+    def __init__(self, inner: AsyncClient) -> None:
+        self._inner = inner
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="everwarm-client", daemon=True)
+        self._thread.start()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    @property
+    def running(self) -> Running:
+        """What the cluster says of itself."""
+        return self._inner.running
+
+    @property
+    def servers(self) -> list[str]:
+        """The cluster's servers."""
+        return self._inner.servers
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster, which runs on."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._inner.close()
+
+    def deploy(
+        self,
+        name: str,
+        component: bytes | Path,
+        *,
+        plan: str = "free",
+        limits: Mapping[str, int] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Deployment:
+        """See ``AsyncClient.deploy``."""
+        return self._wait(self._inner.deploy(name, component, plan=plan, limits=limits, progress=progress))
+
+    def remove(self, name: str) -> bool:
+        """See ``AsyncClient.remove``."""
+        return self._wait(self._inner.remove(name))
+
+    def workers(self) -> list[dict[str, Any]]:
+        """See ``AsyncClient.workers``."""
+        return self._wait(self._inner.workers())
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """See ``AsyncClient.history``."""
+        return self._wait(self._inner.history(name))
+
+    def fetch(
+        self,
+        worker: str,
+        path: str = "/",
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        server: str | None = None,
+    ) -> Response:
+        """See ``AsyncClient.fetch``."""
+        return self._wait(self._inner.fetch(worker, path, method=method, headers=headers, body=body, server=server))
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """See ``AsyncClient.statistics``."""
+        return self._wait(self._inner.statistics())
+
+    def configure_admission(self, server: str, **changes: int | float | bool) -> None:
+        """See ``AsyncClient.configure_admission``."""
+        self._wait(self._inner.configure_admission(server, **changes))
+
+    def traces(self, limit: int = 20) -> list[dict[str, Any]]:
+        """See ``AsyncClient.traces``."""
+        return self._wait(self._inner.traces(limit))
+
+    def trace(self, trace_id: str) -> list[Span]:
+        """See ``AsyncClient.trace``."""
+        return self._wait(self._inner.trace(trace_id))
+
+    def wait_for_trace(self, trace_id: str, timeout_s: float = 5.0) -> list[Span]:
+        """See ``AsyncClient.wait_for_trace``."""
+        return self._wait(self._inner.wait_for_trace(trace_id, timeout_s))
+
+
+def connect(home: Home | None = None) -> Client:
+    """Connect to the cluster that runs from the state directory (``EVERWARM_HOME``). ``NotRunning`` when none does."""
+    return Client(_connect(home))
+
+
+def connect_async(home: Home | None = None) -> AsyncClient:
+    """As ``connect``, for programs with an event loop."""
+    return _connect(home)
+
+
+def _connect(home: Home | None) -> AsyncClient:
+    home = home or Home.open()
+    running = home.running()
+    if running is None:
+        raise NotRunning("No cluster runs from this state directory. Start one with: everwarm up --detach")
+    os.environ.update(home.ray_environment())
+    # Imported here: Ray reads its environment when it is imported.
+    from everwarm.cluster import attach
+
+    control, leave = attach(running.ray_address)
+    return AsyncClient(running, control, leave)
+
+
+async def _calling(peer: Peer, method: str, payload: bytes) -> bytes:
+    try:
+        return await peer.call(method, payload)
+    except (PeerLost, PeerFailed) as failed:
+        raise EverwarmError(str(failed)) from failed
+
+
+def _response(request: Request, served: Served | None, chunk: Chunk, body: bytes, trace_id: str) -> Response:
+    ended = chunk.ended or Ended(Outcome.INTERNAL_ERROR)
+    if served is None:
+        failure = status_of(ended.outcome)
+        text = f"{failure.status} {failure.code}: {failure.text}\n"
+        return Response(
+            failure.status, (("content-type", "text/plain; charset=utf-8"),), text.encode(), ended.outcome.value,
+            request_id=request.request_id, trace_id=trace_id,
+        )  # fmt: skip
+    return Response(
+        served.status,
+        tuple((name, value.decode("latin-1")) for name, value in served.headers),
+        body,
+        ended.outcome.value,
+        server=served.server,
+        home=served.home,
+        start_type=served.start_type,
+        hop=served.hop,
+        refused=served.refused,
+        queue_ms=served.queue_ms,
+        cpu_ms=ended.cpu_ms,
+        request_id=request.request_id,
+        trace_id=trace_id,
+    )
+
+
+def _author() -> str:
+    """Who deploys, for the history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

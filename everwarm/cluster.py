@@ -1,0 +1,371 @@
+"""The composition root: the table of actors, and how a cluster of them comes up and goes down.
+
+Here, and nowhere else, plain role classes become Ray actors. Every process runs one ``RoleProcess``; what it does is
+looked up in ``ROLES``. A role gets its world as arguments: sockets, peers, clocks, entropy. Actors meet through the
+ControlPlane's process, which keeps the directory of handles; a handle is exchanged once and then kept.
+
+``max_task_retries`` is 0 everywhere: Ray never repeats a call by itself, because a guest may have run.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray._raylet import Config  # type: ignore[attr-defined]
+
+from actors.admission import AdmissionLimits
+from actors.control_plane import ControlPlane
+from actors.isolate_host import IsolateHost
+from actors.link import Links
+from actors.peer import Calls, Peers, RayPeers
+from actors.residency import ResidencyLimits
+from actors.server import Server
+from actors.server_line import ServerLine
+from actors.shard_server import ShardServer
+from actors.view import encode_plain
+from everwarm.home import Home
+from ingress.authority import LocalAuthority
+from ingress.ingress import Ingress
+from tracing.export import OtlpExporter
+
+NAMESPACE = "everwarm"
+CONTROL = "control"
+#: Calls under way in one role's process. Our own admission refuses long before; beyond this Ray would queue unseen.
+_CALLS_MAX = 10_000
+_START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """A cluster on one machine. Nothing listens beyond ``address``, which is loopback unless configured."""
+
+    home: str
+    servers: int = 3
+    address: str = "127.0.0.1"
+    port: int = 8443  # of the first server; the others follow
+    otlp_url: str = ""
+    otlp_headers: dict[str, str] = field(default_factory=dict)
+    certificates: str = ""
+    memory_bytes_max: int = 2 << 30  # of one host's isolates
+    in_flight_max: int = AdmissionLimits().in_flight_max
+
+    def server_names(self) -> list[str]:
+        """``server-1``, ``server-2``, ..."""
+        return [f"server-{i + 1}" for i in range(self.servers)]
+
+
+@dataclass(slots=True)
+class Started:
+    """A role that runs: what others may call, and how it stops."""
+
+    calls: Calls
+    stop: Callable[[], Awaitable[None]]
+    info: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a role is given."""
+
+    config: ClusterConfig
+    server: str
+    peers: Peers
+    sockets: Path
+
+    def socket(self, role: str) -> Path:
+        """The socket of a role on this machine."""
+        return self.sockets / f"{self.server}-{role}.sock"
+
+    @property
+    def code(self) -> Path:
+        """This machine's compiled code."""
+        return Home(Path(self.config.home)).code(self.server)
+
+
+# ------------------------------------------------------------------------------------------------ how roles start
+
+
+async def _start_control(world: World) -> Started:
+    control = ControlPlane(
+        Home(Path(world.config.home)).control, peers=world.peers, now_ms=lambda: int(time.time() * 1000)
+    )
+
+    async def stop() -> None:
+        control.close()
+
+    return Started(control.calls, stop)
+
+
+async def _start_host(world: World) -> Started:
+    host = IsolateHost(
+        f"{world.server}/host",
+        world.socket("host"),
+        world.code,
+        server=world.server,
+        tell_server=ServerLine(world.socket("server")).tell,
+        residency_limits=ResidencyLimits(memory_bytes_max=world.config.memory_bytes_max),
+    )
+    host.start()
+
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain(host.statistics())
+
+    async def stop() -> None:
+        host.stop()
+
+    return Started({"statistics": statistics}, stop)
+
+
+async def _start_server(world: World) -> Started:
+    config = world.config
+    exporter = OtlpExporter(config.otlp_url, headers=config.otlp_headers) if config.otlp_url else None
+    server = Server(
+        world.server,
+        host_socket=world.socket("host"),
+        code_directory=world.code,
+        links=Links(),
+        peers=world.peers,
+        entropy=secrets.token_bytes,
+        exporter=exporter,
+    )
+    world.socket("server").unlink(missing_ok=True)
+    await server.start(world.socket("server"))
+
+    async def sync(payload: bytes) -> bytes:
+        await server.sync()
+        return b""
+
+    return Started({**server.calls, "sync": sync}, server.stop)
+
+
+async def _start_shard(world: World) -> Started:
+    shard = ShardServer(
+        world.server,
+        host_socket=world.socket("host"),
+        code_directory=world.code,
+        links=Links(),
+        peers=world.peers,
+        limits=AdmissionLimits(in_flight_max=world.config.in_flight_max),
+    )
+
+    async def stop() -> None:
+        """Its requests end with their links."""
+
+    return Started(shard.calls, stop)
+
+
+async def _start_ingress(world: World) -> Started:
+    config = world.config
+    index = config.server_names().index(world.server)
+    authority = LocalAuthority.open(Home(Path(config.home)).authority)
+    ingress = Ingress(
+        world.server,
+        address=config.address,
+        port=config.port + index if config.port else 0,
+        server_socket=world.socket("server"),
+        links=Links(),
+        authority=authority,
+        certificates=Path(config.certificates) if config.certificates else None,
+        entropy=secrets.token_bytes,
+    )
+    port = await ingress.start()
+
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain(await ingress.statistics())
+
+    return Started({"statistics": statistics}, ingress.stop, {"port": port})
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One line of the table of actors."""
+
+    name: str
+    start: Callable[[World], Awaitable[Started]]
+    max_restarts: int = 0
+
+
+#: What every machine runs, in the order in which it starts. Restarts come with supervision; until then a lost role is
+#: seen, not hidden.
+MACHINE_ROLES = (
+    Role("server", _start_server),
+    Role("host", _start_host),
+    Role("shard", _start_shard),
+    Role("ingress", _start_ingress),
+)
+CONTROL_ROLE = Role(CONTROL, _start_control)
+_ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE)}
+
+
+class RoleProcess:
+    """A process of the cluster: one role, called by method name with bytes."""
+
+    def __init__(self, role: str, server: str, config: ClusterConfig, control: Any) -> None:
+        self._role = _ROLES[role]
+        self._server = server
+        self._config = config
+        self._control = control
+        self._directory: dict[str, Any] = {}
+        self._started: Started | None = None
+
+    async def start(self) -> dict[str, object]:
+        """Start the role. What it says of itself (an ingress: its port)."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        home = Home(Path(self._config.home))
+        world = World(self._config, self._server, RayPeers(self._introduce), home.sockets())
+        self._started = await self._role.start(world)
+        return {"pid": os.getpid(), **self._started.info}
+
+    async def call(self, method: str, payload: bytes) -> bytes:
+        """Call one of the role's methods."""
+        if method == "probe":
+            return b""
+        assert self._started is not None, "called before it was started"
+        return await self._started.calls[method](payload)
+
+    async def stop(self) -> None:
+        """Stop the role; its process is ended by whoever asked."""
+        if self._started is not None:
+            await self._started.stop()
+
+    # The directory of handles, in the ControlPlane's process.
+
+    async def register(self, address: str, handle: list[Any]) -> None:
+        """A role can be met at ``address``. In a list, or Ray would wait for a handle as if it were a result."""
+        self._directory[address] = handle[0]
+
+    async def introduce(self, address: str) -> list[Any]:
+        """The handle of the role at ``address``: a list of one, or of none."""
+        found = self._directory.get(address)
+        return [] if found is None else [found]
+
+    async def _introduce(self, address: str) -> Any:
+        if self._role is CONTROL_ROLE:
+            return self._directory.get(address)
+        if address == CONTROL:
+            return self._control
+        found = await self._control.introduce.remote(address)
+        return found[0] if found else None
+
+
+# ------------------------------------------------------------------------------------------------- Ray, and no more
+
+
+def _read_environment() -> None:
+    """Ray reads its environment (authentication among it) once, when it is imported; a driver may have imported it
+    long before it connects. Ray itself refreshes it by this call when it turns authentication on."""
+    Config.initialize("")
+
+
+def start_ray() -> None:
+    """Start a Ray of our own on this machine, which ends with this process."""
+    _read_environment()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+        namespace=NAMESPACE,
+    )
+
+
+def stop_ray() -> None:
+    """End the Ray that ``start_ray`` started."""
+    ray.shutdown()
+
+
+def ray_address() -> str:
+    """Where drivers reach this Ray."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def attach(address: str) -> tuple[Any, Callable[[], None]]:
+    """Join the Ray at ``address`` as a driver: the ControlPlane's handle, and how to leave again.
+
+    A program that has initialised Ray itself stays connected when it leaves.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _read_environment()
+        ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", configure_logging=False
+        )
+    # Named once, here: everything else is met through it.
+    return ray.get_actor(CONTROL, namespace=NAMESPACE), ray.shutdown if ours else lambda: None
+
+
+class StartFailed(Exception):
+    """The cluster did not come up; the message says why, in one line."""
+
+
+class Cluster:
+    """The actors of a cluster that was started by this process."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self._process = ray.remote(num_cpus=0, max_concurrency=_CALLS_MAX, max_task_retries=0)(RoleProcess)
+        self._actors: dict[str, Any] = {}
+        self.ports: dict[str, int] = {}
+        self.pids: dict[str, int] = {}
+
+    def _make(self, role: Role, server: str, control: Any) -> Any:
+        address = CONTROL if role is CONTROL_ROLE else f"{server}/{role.name}"
+        options = {"name": address, "namespace": NAMESPACE, "max_restarts": role.max_restarts}
+        actor = self._process.options(**options).remote(role.name, server, self.config, control)
+        self._actors[address] = actor
+        return actor
+
+    async def start(self, progress: Callable[[str], None]) -> None:
+        """Start all roles. ``StartFailed`` says what stopped it; what had started is left to ``stop``."""
+        progress(f"starting {self.config.servers} servers")
+        control = self._make(CONTROL_ROLE, "", None)
+        for server in self.config.server_names():
+            for role in MACHINE_ROLES:
+                self._make(role, server, control)
+        await self._start(CONTROL)
+        await asyncio.gather(*(control.register.remote(address, [actor]) for address, actor in self._actors.items()))
+        await asyncio.gather(*(self._start_machine(server) for server in self.config.server_names()))
+
+    async def _start_machine(self, server: str) -> None:
+        await self._start(f"{server}/server")
+        await asyncio.gather(self._start(f"{server}/host"), self._start(f"{server}/shard"))
+        await self._actors[CONTROL].call.remote("join", encode_plain({"server": server, "weight": 1}))
+        await self._actors[f"{server}/server"].call.remote("sync", b"")
+        info = await self._start(f"{server}/ingress")
+        self.ports[server] = int(str(info["port"]))
+
+    async def _start(self, address: str) -> dict[str, object]:
+        try:
+            info: dict[str, object] = await asyncio.wait_for(self._actors[address].start.remote(), _START_TIMEOUT_S)
+        except ray.exceptions.RayTaskError as failed:
+            raise StartFailed(_reason(address, failed.cause, self.config)) from failed
+        except (ray.exceptions.RayError, TimeoutError) as failed:
+            raise StartFailed(f"{address} did not start: {failed}") from failed
+        self.pids[address] = int(str(info["pid"]))
+        return info
+
+    async def stop(self) -> None:
+        """Stop all roles, the edge first."""
+        for role in ("ingress", "shard", "server", "host", CONTROL):
+            stopping = [a.stop.remote() for address, a in self._actors.items() if address.endswith(role)]
+            await asyncio.wait_for(asyncio.gather(*stopping, return_exceptions=True), 10.0)
+
+
+def _reason(address: str, cause: BaseException, config: ClusterConfig) -> str:
+    if isinstance(cause, OSError) and cause.errno is not None and address.endswith("/ingress"):
+        index = config.server_names().index(address.removesuffix("/ingress"))
+        return (
+            f"Port {config.port + index} on {config.address} cannot be used: {cause.strerror or cause}."
+            " Choose another with --port."
+        )
+    return f"{address} did not start: {type(cause).__name__}: {cause}"

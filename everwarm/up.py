@@ -1,0 +1,236 @@
+"""Bringing a local cluster up, keeping it, and taking it down without a trace.
+
+The process that runs ``up`` starts a Ray of its own and owns it: when it ends, by Ctrl-C, SIGTERM or ``everwarm down``,
+every process of the cluster ends with it. In the background it is the same process, detached, with its output in
+``up.log``.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everwarm.home import Home, Running
+
+if TYPE_CHECKING:
+    from everwarm.cluster import ClusterConfig
+
+_DOWN_S = 30.0
+_DETACH_S = 90.0
+
+
+class UpFailed(Exception):
+    """The cluster did not come up, or could not be taken down; the message is one clear line."""
+
+
+def check_ports(address: str, port: int, servers: int) -> None:
+    """``UpFailed`` when one of the ports is taken, before anything is started."""
+    if port == 0:
+        return
+    for wanted in range(port, port + servers):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, wanted))
+            except OSError as taken:
+                raise UpFailed(
+                    f"Port {wanted} on {address} cannot be used ({taken.strerror}). Choose another with --port."
+                ) from taken
+
+
+def run(
+    home: Home,
+    config: "ClusterConfig",
+    *,
+    progress: Callable[[str], None],
+    on_ready: Callable[[Running], None],
+) -> None:
+    """Start a cluster and keep it until SIGINT or SIGTERM. ``UpFailed`` says why it did not come up."""
+    running = home.running()
+    if running is not None and running.pid != os.getpid():
+        raise UpFailed(f"A cluster already runs from this state directory (pid {running.pid}). See: everwarm status")
+    check_ports(config.address, config.port, config.servers)
+    os.environ.update(home.ray_environment())
+    stop = _StopSignals()
+    progress("starting Ray")
+    # Imported here: Ray reads its environment when it is imported, and half a second is too long for `--help`.
+    from everwarm.cluster import start_ray, stop_ray
+
+    start_ray()
+    processes = _descendants(os.getpid())
+    try:
+        asyncio.run(_serve(home, config, stop, progress, on_ready))
+    finally:
+        home.clear_running()
+        processes |= _descendants(os.getpid())
+        with contextlib.suppress(Exception):
+            stop_ray()
+        _end_leftovers(processes)
+
+
+async def _serve(
+    home: Home,
+    config: "ClusterConfig",
+    stop: "_StopSignals",
+    progress: Callable[[str], None],
+    on_ready: Callable[[Running], None],
+) -> None:
+    from everwarm.cluster import Cluster, StartFailed, ray_address
+
+    stop.attach(asyncio.get_running_loop())
+    cluster = Cluster(config)
+    starting = asyncio.create_task(cluster.start(progress))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return
+        try:
+            starting.result()
+        except StartFailed as failed:
+            raise UpFailed(str(failed)) from failed
+        running = Running(os.getpid(), ray_address(), cluster.ports, config.address, time.time(), config.otlp_url)
+        home.set_running(running)
+        # Deploying and printing take their time; signals are heard meanwhile.
+        ready = asyncio.create_task(asyncio.to_thread(on_ready, running))
+        await stopping
+        ready.cancel()
+        progress("stopping")
+    finally:
+        stopping.cancel()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(cluster.stop(), 15.0)
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM, from before the event loop is there until after it is gone. A second one is not faster:
+    ending takes a few seconds, and what is left behind takes longer to find."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._asked = True
+        if self._loop is not None and self._event is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on a signal also wakes this loop."""
+        self._loop, self._event = loop, asyncio.Event()
+        if self._asked:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Until somebody asks to stop."""
+        assert self._event is not None
+        await self._event.wait()
+
+
+def detach(home: Home, arguments: list[str]) -> Running:
+    """Start ``everwarm up ARGUMENTS`` in the background and wait until it is ready; ``UpFailed`` if it never is."""
+    running = home.running()
+    if running is not None:
+        raise UpFailed(f"A cluster already runs from this state directory (pid {running.pid}). See: everwarm status")
+    with home.log.open("ab") as log:
+        began_at = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "everwarm.cli", "up", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "EVERWARM_HOME": str(home.directory)},
+        )
+    until_s = time.monotonic() + _DETACH_S
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            with home.log.open("rb") as log:
+                log.seek(began_at)
+                lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            raise UpFailed(lines[-1] if lines else f"it ended with status {process.returncode}")
+        found = home.running()
+        if found is not None and found.pid == process.pid:
+            return found
+        time.sleep(0.1)
+    process.terminate()
+    raise UpFailed(f"It was not ready after {_DETACH_S:g} s; see {home.log}")
+
+
+def down(home: Home) -> bool:
+    """End the cluster that runs from here and wait until all its processes are gone. False when none runs."""
+    running = home.running()
+    if running is None:
+        home.clear_running()
+        return False
+    processes = _descendants(running.pid)
+    os.kill(running.pid, signal.SIGTERM)
+    until_s = time.monotonic() + _DOWN_S
+    while _alive(running.pid) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    if _alive(running.pid):
+        os.kill(running.pid, signal.SIGKILL)
+    _end_leftovers(processes)
+    home.clear_running()
+    return True
+
+
+def _descendants(pid: int) -> set[tuple[int, str]]:
+    """The processes below ``pid``, each with its start time, since numbers are used again."""
+    children: dict[int, list[int]] = {}
+    starts: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+                starts[int(entry.name)] = fields[19]
+    found: set[tuple[int, str]] = set()
+    todo = [pid]
+    while todo:
+        for child in children.get(todo.pop(), ()):
+            found.add((child, starts[child]))
+            todo.append(child)
+    return found
+
+
+def _end_leftovers(processes: set[tuple[int, str]]) -> None:
+    """End those of ``processes`` that still run: asked first, then made to."""
+    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+        until_s = time.monotonic() + wait_s
+        left = {p for p in processes if _is(p)}
+        for pid, _ in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while left and time.monotonic() < until_s:
+            time.sleep(0.05)
+            left = {p for p in left if _is(p)}
+        if not left:
+            return
+
+
+def _is(process: tuple[int, str]) -> bool:
+    pid, start = process
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[19] == start and fields[0] != "Z"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.worker import (
+    Deployment,
+    Limits,
+    Plan,
+    Share,
+    Version,
+    is_worker_name,
+    make_version_id,
+    worker_name,
+)
+
+FREE = Limits.for_plan(Plan.FREE)
+PAID = Limits.for_plan(Plan.PAID)
+DIGEST = "5e" * 32
+OLD, NEW = "a" * 16, "b" * 16
+
+
+def a_version() -> Version:
+    return Version(
+        worker="hello",
+        version_id=make_version_id("hello", DIGEST, 7),
+        component_digest=DIGEST,
+        limits=FREE,
+        plan=Plan.FREE,
+        created_at_ms=1_700_000_000_000,
+        author="ada@example.com",
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "hello", "h2-o", "a" * 63, "a-"])
+def test_worker_names(name: str) -> None:
+    assert is_worker_name(name)
+    assert worker_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "2a", "-a", "Hello", "a" * 64, "a.b", "a_b", "a\n", "é", "a/b", "a b"])
+def test_names_that_are_none(name: str) -> None:
+    assert not is_worker_name(name)
+    with pytest.raises(ValueError, match="worker"):
+        worker_name(name)
+
+
+def test_the_plans_published_numbers() -> None:
+    assert (FREE.cpu_ms, PAID.cpu_ms) == (10, 50)
+    assert (FREE.wall_ms, PAID.wall_ms) == (30_000, None)
+    assert (FREE.request_body_bytes_max, PAID.request_body_bytes_max) == (100_000_000, 500_000_000)
+    assert (FREE.subrequests_max, PAID.subrequests_max) == (50, 1_000)
+    assert FREE.memory_soft_bytes == 134_217_728 < FREE.memory_hard_bytes
+    assert Limits.ceiling_for_plan(Plan.PAID).cpu_ms == 300_000
+
+
+def test_a_manifest_asks_within_its_plan() -> None:
+    asked = Limits.from_manifest(Plan.PAID, {"cpu_ms": 300_000, "memory_soft_bytes": 1024})
+    assert (asked.cpu_ms, asked.memory_soft_bytes, asked.memory_hard_bytes) == (300_000, 1024, 1280)
+    assert Limits.from_manifest(Plan.FREE, {}) == FREE
+    four_gib = Limits.from_manifest(Plan.PAID, {"memory_soft_bytes": 4 * 1024**3})
+    assert four_gib.memory_hard_bytes == 4 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"cpu_ms": 11}, "cpu_ms"),
+        ({"cpu_ms": "5"}, "cpu_ms"),
+        ({"cpu_ms": True}, "cpu_ms"),
+        ({"depth_max": -1}, "depth_max"),
+        ({"wall_ms": None}, "wall_ms"),
+        ({"cpu": 5}, "cpu"),
+        ({"memory_hard_bytes": 1}, "memory_hard_bytes"),
+        ({"memory_soft_bytes": 1024**4}, "memory_soft_bytes"),
+    ],
+)
+def test_a_manifest_that_asks_too_much_is_refused_by_name(asked: dict[str, object], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        Limits.from_manifest(Plan.FREE, asked)
+
+
+def any_limits() -> st.SearchStrategy[Limits]:
+    def build(values: list[int], wall_ms: int | None) -> Limits:
+        named = dict(zip((field.name for field in fields(Limits)), values, strict=True))
+        named["memory_hard_bytes"] += named["memory_soft_bytes"]
+        return replace(Limits(**named), wall_ms=wall_ms)
+
+    count = len(fields(Limits))
+    numbers = st.lists(st.integers(0, 10**9), min_size=count, max_size=count)
+    return st.builds(build, numbers, st.none() | st.integers(0, 10**9))
+
+
+@given(any_limits(), any_limits())
+def test_a_child_never_raises_a_limit(parent: Limits, child: Limits) -> None:
+    merged = parent.lowered_by(child)
+    assert merged == child.lowered_by(parent)
+    assert merged.lowered_by(parent) == merged
+    for field in fields(Limits):
+        bounds = [value for side in (parent, child) if (value := getattr(side, field.name)) is not None]
+        assert getattr(merged, field.name) == (min(bounds) if bounds else None)
+
+
+@given(any_limits())
+def test_limits_survive_json(limits: Limits) -> None:
+    assert Limits.from_plain(json.loads(json.dumps(limits.to_plain()))) == limits
+
+
+def test_version_and_deployment_survive_json() -> None:
+    version = a_version()
+    assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
+    deployment = Deployment("hello", (Share(OLD, 90), Share(NEW, 10)))
+    assert Deployment.from_plain(json.loads(json.dumps(deployment.to_plain()))) == deployment
+
+
+@pytest.mark.parametrize("kind", [Limits, Version, Deployment])
+@pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.0])
+def test_an_unknown_schema_is_refused(kind: type[Limits | Version | Deployment], schema: object) -> None:
+    with pytest.raises(ValueError, match=r"^schema:"):
+        kind.from_plain({"schema": schema})
+    with pytest.raises(ValueError, match="must be a dict"):
+        kind.from_plain([1])
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Version)])
+def test_every_field_of_a_version_is_checked(field: str) -> None:
+    plain = a_version().to_plain()
+    for wrong in (None, 1.5, ["x"], {"x": 1}, "\N{SNOWMAN}" * 300):
+        with pytest.raises(ValueError, match=field):
+            Version.from_plain({**plain, field: wrong})
+    del plain[field]
+    with pytest.raises(ValueError, match=f"^{field}: missing"):
+        Version.from_plain(plain)
+
+
+def test_every_field_of_limits_is_checked() -> None:
+    for field in fields(Limits):
+        for wrong in ("1", 1.5, True, -1):
+            with pytest.raises(ValueError, match=f"^{field.name}:"):
+                Limits.from_plain({**FREE.to_plain(), field.name: wrong})
+    with pytest.raises(ValueError, match="unknown"):
+        Limits.from_plain({**FREE.to_plain(), "cpu": 1})
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [],
+        "ab",
+        [{"version_id": OLD, "percent": 99}],
+        [{"version_id": OLD, "percent": 50}, {"version_id": OLD, "percent": 50}],
+        [{"version_id": OLD, "percent": 34}, {"version_id": NEW, "percent": 33}, {"version_id": "c" * 16}],
+        [{"version_id": OLD, "percent": 100}, {"version_id": NEW, "percent": 0}],
+        [{"version_id": OLD, "percent": 100.0}],
+        [{"version_id": "../../etc", "percent": 100}],
+        [{"percent": 100}],
+        [7],
+    ],
+)
+def test_shares_that_do_not_add_up(shares: object) -> None:
+    with pytest.raises(ValueError, match=r"shares|percent|version_id"):
+        Deployment.from_plain({"schema": 1, "worker": "hello", "shares": shares})
+
+
+def test_the_same_bytes_twice_are_two_versions() -> None:
+    ids = {
+        make_version_id("a", DIGEST, 1),
+        make_version_id("a", DIGEST, 2),
+        make_version_id("b", DIGEST, 1),
+        make_version_id("a", "00" * 32, 1),
+    }
+    assert len(ids) == 4
+    assert make_version_id("a", DIGEST, 1) in ids
+
+
+def test_choice_follows_the_percentages_and_sticks_as_the_new_version_grows() -> None:
+    visitors = [b"visitor %d" % number for number in range(4_000)]
+    on_new: set[bytes] = set()
+    for percent in (10, 50, 99):
+        deployment = Deployment("hello", (Share(OLD, 100 - percent), Share(NEW, percent)))
+        now_on_new = {visitor for visitor in visitors if deployment.choose(visitor) == NEW}
+        assert abs(len(now_on_new) / len(visitors) - percent / 100) < 0.03
+        assert on_new <= now_on_new
+        on_new = now_on_new
+    assert Deployment.whole("hello", NEW).choose(b"anybody") == NEW
+
+
+def test_the_early_tenth_differs_between_workers() -> None:
+    shares = (Share(OLD, 90), Share(NEW, 10))
+    visitors = [b"visitor %d" % number for number in range(4_000)]
+    early = [{v for v in visitors if Deployment(worker, shares).choose(v) == NEW} for worker in ("hello", "other")]
+    assert len(early[0] & early[1]) < len(early[0]) / 4
