@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from actors.admission import AdmissionLimits
@@ -266,9 +267,16 @@ def _read_environment() -> None:
     Config.initialize("")
 
 
+def _stay_on_loopback() -> None:
+    """Ray replaces 127.0.0.1 by the machine's own address, and then listens for its whole network, except where this
+    switch of its own says that the machine is a desktop."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 def start_ray() -> None:
-    """Start a Ray of our own on this machine, which ends with this process."""
+    """Start a Ray of our own on this machine, on loopback, which ends with this process."""
     _read_environment()
+    _stay_on_loopback()
     ray.init(
         address="local",
         include_dashboard=False,
@@ -297,6 +305,8 @@ def attach(address: str) -> tuple[Any, Callable[[], None]]:
     ours = not ray.is_initialized()
     if ours:
         _read_environment()
+        if address.startswith("127."):
+            _stay_on_loopback()
         ray.init(
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", configure_logging=False
         )

@@ -39,6 +39,9 @@ from tracing.wire import Malformed, decode_spans, encode_spans
 
 _log = logging.getLogger("everwarm.ingress")
 
+#: The connection is left to ``http_limits``, which reads on for a while, so that the client can read this.
+_TOO_LARGE = Failure(413, "bodyTooLarge", "The request body is too large.")
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -187,6 +190,8 @@ class Ingress:
             http=protocol_class(self._head_limits, self._entropy),
             ws="none",
             lifespan="off",
+            interface="asgi3",
+            proxy_headers=False,  # nobody stands before us; a client's word for its own address is not taken
             log_config=None,
             access_log=False,
             server_header=False,
@@ -327,7 +332,13 @@ class Ingress:
         if worker is None:
             await exchange.fail(Ended(Outcome.SCRIPT_NOT_FOUND), None)
             return
-        await exchange.run(worker)
+        try:
+            await exchange.run(worker)
+        except Exception as fault:
+            if exchange.head_sent or isinstance(fault, _BrokenOff):
+                raise
+            _log.exception("request %s failed at the edge", request.request_id)
+            await exchange.fail(Ended(Outcome.INTERNAL_ERROR, type(fault).__name__), None)
 
     def _request(self, scope: Scope) -> tuple[Request, TraceContext | None]:
         headers: list[tuple[str, bytes]] = []
@@ -409,7 +420,7 @@ class _Exchange:
         under_root = self._recorder.context.child(self._root_id)
         self._request = replace(request, traceparent=under_root.traceparent())
         self._sent_bytes = 0
-        self._head_sent = False
+        self.head_sent = False
 
     async def run(self, worker: str) -> None:
         """Send the request on and stream the answer to the client."""
@@ -418,7 +429,7 @@ class _Exchange:
         request = replace(self._request, worker=worker)
         declared = next((v for n, v in request.head.headers if n == "content-length"), None)
         if declared is not None and int(declared) > limits.request_body_bytes_max:
-            await self._page(Failure(413, "bodyTooLarge", "The request body is too large."), close=True)
+            await self._page(_TOO_LARGE)
             return
         # Without a length there may still be a chunked body; ASGI says so with the first message.
         has_body = declared not in (None, b"0") or request.head.method not in ("GET", "HEAD", "OPTIONS", "DELETE")
@@ -466,7 +477,7 @@ class _Exchange:
         if served is None:
             ended = await answer.ended()
             if body.too_large:
-                await self._page(Failure(413, "bodyTooLarge", "The request body is too large."), close=True)
+                await self._page(_TOO_LARGE)
             else:
                 await self.fail(ended, None)
             return
@@ -491,7 +502,7 @@ class _Exchange:
         await self._page(failure)
         self._tell(served, ended, failure.status)
 
-    async def _page(self, failure: Failure, *, close: bool = False) -> None:
+    async def _page(self, failure: Failure) -> None:
         accept = next((v for n, v in self._request.head.headers if n == "accept"), b"")
         request_id = self._request.request_id
         if b"application/json" in accept:
@@ -505,8 +516,6 @@ class _Exchange:
         headers = [(b"content-type", kind), (b"content-length", str(len(page)).encode())]
         if failure.retry_after_s is not None:
             headers.append((b"retry-after", str(failure.retry_after_s).encode()))
-        if close:
-            headers.append((b"connection", b"close"))
         await self._start(failure.status, headers)
         await self._send({"type": "http.response.body", "body": b"" if self._is_head else page})
 
@@ -515,6 +524,7 @@ class _Exchange:
         return self._request.head.method == "HEAD"
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.head_sent = True
         headers.append((b"everwarm-request-id", self._request.request_id.encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
+from actors.worker import Plan
+
 MANIFEST_FILE = "everwarm.toml"
 
 # A worker's name is a label of a host name: at most 63 characters, and it starts with a letter.
@@ -26,11 +28,6 @@ class Language(StrEnum):
     JAVASCRIPT = "javascript"
     PYTHON = "python"
     COMPONENT = "component"
-
-
-class Plan(StrEnum):
-    FREE = "free"
-    PAID = "paid"
 
 
 @dataclass(frozen=True, slots=True)

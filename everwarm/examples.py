@@ -1,0 +1,100 @@
+"""The example workers of this repository: deploying them at start, and what to try with them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from everwarm.build import BuildError, ManifestError, build
+from everwarm.build.manifest import Manifest, read_manifest
+from everwarm.client import Client
+from everwarm.home import Home, Running
+
+WORKERS = Path(__file__).resolve().parent.parent / "workers"
+#: What a checked-in component is called beside its source.
+COMPONENT_FILE = "worker.wasm"
+
+
+class NoExamples(Exception):
+    """The example workers are not here: this is an installed package and not a checkout."""
+
+
+def limits_of(manifest: Manifest) -> dict[str, int]:
+    """The manifest's limits under the names of ``actors.worker.Limits``."""
+    wanted = manifest.limits
+    named = {
+        "cpu_ms": wanted.cpu_ms,
+        "startup_cpu_ms": wanted.startup_cpu_ms,
+        "memory_soft_bytes": None if wanted.memory_mib is None else wanted.memory_mib << 20,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def deploy_examples(
+    client: Client, home: Home, *, with_js: bool, with_python: bool, progress: Callable[[str], None]
+) -> list[str]:
+    """Deploy the checked-in workers, and build and deploy the others that are asked for. The names deployed.
+
+    A worker that cannot be built gets a line, and the others are deployed all the same.
+    """
+    if not WORKERS.is_dir():
+        raise NoExamples("The example workers are in the repository's workers/ folder; this is an installed package.")
+    deployed = []
+    for directory in sorted((WORKERS / "zig").iterdir()):
+        if (directory / COMPONENT_FILE).exists():
+            deployed.append(_deploy(client, directory, directory / COMPONENT_FILE, progress))
+    for wanted, directory, needs in (
+        (with_js, WORKERS / "js" / "hello-js", "node"),
+        (with_python, WORKERS / "python" / "hello-python", None),
+    ):
+        if not wanted:
+            continue
+        if needs is not None and shutil.which(needs) is None:
+            progress(f"{directory.name} is left out: it is built with Node 20 or newer, which is not installed here")
+            continue
+        try:
+            built = build(directory, cache_dir=home.builds, toolchain_dir=home.toolchains, progress=progress)
+        except (BuildError, ManifestError) as failed:
+            progress(f"{directory.name} is left out: {failed}")
+            continue
+        deployed.append(_deploy(client, directory, built.component, progress))
+    return deployed
+
+
+def _deploy(client: Client, directory: Path, component: Path, progress: Callable[[str], None]) -> str:
+    manifest = read_manifest(directory)
+    last = ""
+
+    def tell(phase: str, seconds: float) -> None:
+        nonlocal last
+        if phase != last and seconds > 0.5:
+            last = phase
+            progress(f"{manifest.name}: {phase}")
+
+    client.deploy(manifest.name, component, plan=manifest.plan.value, limits=limits_of(manifest), progress=tell)
+    return manifest.name
+
+
+def what_to_try(home: Home, running: Running, deployed: list[str]) -> str:
+    """What a newcomer can type now."""
+    port = next(iter(running.servers.values()))
+    ca = f"--cacert {home.ca_certificate}"
+    others = ", ".join(f"{name} on {p}" for name, p in sorted(running.servers.items())[1:])
+    lines = [
+        f"Everwarm is up: {len(running.servers)} servers, {len(deployed)} workers. Try:",
+        "",
+        f"  curl {ca} https://hello.localhost:{port}/",
+        f"  curl {ca} --data-binary @README.md 'https://echo.localhost:{port}/?digest'",
+        f"  curl {ca} -N 'https://stream.localhost:{port}/?chunks=5&interval_ms=300'",
+    ]
+    lines += [f"  curl {ca} https://{n}.localhost:{port}/" for n in ("hello-js", "hello-python") if n in deployed]
+    lines += [
+        "",
+        "  everwarm traces          the latest requests; everwarm traces ID draws one",
+        "  everwarm status          servers, homes, counters",
+        "  python examples/submit_requests.py",
+        "",
+    ]
+    if others:
+        lines.append(f"The other servers: {others}.")
+    lines.append("Ctrl-C ends it all.")
+    return "\n".join(lines)
