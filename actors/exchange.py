@@ -132,6 +132,10 @@ class Ended:
     reason: str = ""
     cpu_ms: float = 0.0
     wall_ms: float = 0.0
+    #: Where and on what it ran, for an answer that has no head; empty when no guest was reached.
+    server: str = ""
+    start_type: str = ""
+    queue_ms: float = 0.0
     spans: tuple[bytes, ...] = ()
     load: Load = field(default_factory=Load)
 

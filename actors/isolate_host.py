@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
@@ -312,7 +312,10 @@ class IsolateHost:
         )  # fmt: skip
         if finished.outcome is Outcome.INTERNAL_ERROR:
             _log.error("request %s: %s", request.request_id, finished.reason)
-        ended = Ended(finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms)
+        ended = Ended(
+            finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
+            start_type.value, queue_ms,
+        )  # fmt: skip
         return self._end(link, request, ended, recorder, conversation.take_held()) and conversation.clean
 
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> bool:
@@ -328,7 +331,7 @@ class IsolateHost:
         with self._lock:
             self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
             load = Load(self._running, self._residency.queued, self._queue_ms, len(self._residency), self._memory_bytes)
-        last = Ended(ended.outcome, ended.reason, ended.cpu_ms, ended.wall_ms, (encode_spans(recorder.spans),), load)
+        last = replace(ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load)
         link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
         return True
 

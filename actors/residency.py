@@ -16,6 +16,7 @@ Rules:
 * eviction takes idle isolates only, the cheapest to lose first: (cost to start x uses) / age since last use, the
   greedy-dual idea with recency in place of an inflation value;
 * a failed start is remembered for seconds, so that a broken worker costs one start in a while and not one a request.
+  It fails only those whom no other isolate of the version can serve: a sibling may fail for the machine's sake.
 """
 
 from collections import OrderedDict, deque
@@ -141,28 +142,27 @@ class Residency:
 
     def requested(self, ticket: Hashable, version: str, hint: ColdCause, now_s: float) -> list[Decision]:
         """A request came for ``version``. ``hint``: the cause, should this be the version's first start here."""
-        failure = self._failures.get(version)
-        if failure is not None:
-            if failure[0] > now_s:
-                return [Fail(ticket, failure[1])]
-            del self._failures[version]
+        failure = self._failure(version, now_s)
         entry = self._versions.setdefault(version, _Version())
         if entry.idle:
             return [self._use(ticket, entry.idle.pop(), now_s)]
-        if not entry.warming and self._room(entry):
+        if failure is not None and not entry.residents:
+            self._forget_if_empty(version)
+            return [Fail(ticket, failure[1])]
+        if not entry.line and failure is None and not entry.warming and self._room(entry):
             return [*self._make_room(now_s), self._start(ticket, entry, version, StartType.COLD, hint)]
+        decisions = self._start_sibling(entry, version, now_s)  # whoever is in line comes first
         hopeless = not entry.residents  # nobody of this version will come free, and there is no room to start one
         if hopeless or len(entry.line) >= self.limits.queue_max or self.queued >= self.limits.queued_max:
             self._forget_if_empty(version)
-            return [Shed(ticket)]
+            return [*decisions, Shed(ticket)]
         entry.line.append(ticket)
         self.queued += 1
-        return []
+        return decisions
 
     def prewarm(self, version: str, start_type: StartType, hint: ColdCause, now_s: float) -> list[Decision]:
         """A request for ``version`` is likely: start one isolate if there is none."""
-        failure = self._failures.get(version)
-        if failure is not None and failure[0] > now_s:
+        if self._failure(version, now_s) is not None:
             return []
         entry = self._versions.setdefault(version, _Version())
         if entry.residents or not self._room(entry):
@@ -181,14 +181,16 @@ class Residency:
         if resident.ticket is not None:
             resident.state = State.BUSY
             resident.uses = 1
+        elif resident.condemned:
+            decisions.append(self._close(resident, ColdCause.DEPLOY))
         else:
             resident.state = State.IDLE
             entry.idle.append(isolate)
             decisions += self._serve_line(entry, now_s)
-        return decisions + self._start_sibling(entry, resident.version, now_s)
+        return decisions + self._start_sibling(entry, resident.version, now_s) + self._start_others(now_s)
 
     def start_failed(self, isolate: int, why: object, now_s: float) -> list[Decision]:
-        """The start failed: so do all that wait for it, and those who come in the next seconds."""
+        """The start failed: so do all that wait for nothing else, and those who come in the next seconds."""
         resident = self._residents.pop(isolate)
         entry = self._versions[resident.version]
         entry.warming -= 1
@@ -196,11 +198,9 @@ class Residency:
         if len(self._failures) >= self.limits.causes_max:
             self._failures.clear()
         self._failures[resident.version] = (now_s + self.limits.failure_remembered_s, why)
-        failed: list[Decision] = [Fail(ticket, why) for ticket in entry.line]
-        self.queued -= len(entry.line)
-        entry.line.clear()
+        decisions = self._start_sibling(entry, resident.version, now_s)
         self._forget_if_empty(resident.version)
-        return failed
+        return decisions + self._start_others(now_s)
 
     def released(self, isolate: int, *, keep: bool, now_s: float) -> list[Decision]:
         """A request on ``isolate`` is over. ``keep``: it may serve again."""
@@ -210,12 +210,12 @@ class Residency:
         resident.last_used_s = now_s
         if not keep or resident.condemned:
             decisions: list[Decision] = [self._close(resident, ColdCause.CONDEMNED)]
-            if resident.version in self._versions:
-                decisions += self._start_sibling(entry, resident.version, now_s)
-            return decisions
+            decisions += self._start_sibling(entry, resident.version, now_s)
+            self._forget_if_empty(resident.version)
+            return decisions + self._start_others(now_s)
         resident.state = State.IDLE
         entry.idle.append(isolate)
-        return self._serve_line(entry, now_s)
+        return self._serve_line(entry, now_s) + self._start_others(now_s)
 
     def gave_up(self, ticket: Hashable, version: str) -> bool:
         """A ticket no longer waits. False when it is not in line: its decision is on the way."""
@@ -270,12 +270,41 @@ class Residency:
         return Start(ticket, isolate, version, start_type, cause)
 
     def _start_sibling(self, entry: _Version, version: str, now_s: float) -> list[Decision]:
-        """Others wait and nothing is on its way to them: let the first of them start one more."""
+        """Others wait and nothing is on its way to them: let the first of them start one more.
+
+        After a failed start they wait for the isolates there are; when there are none, they fail with it.
+        """
+        failure = self._failure(version, now_s)
+        if failure is not None:
+            failed: list[Decision] = []
+            while entry.line and not entry.residents:
+                self.queued -= 1
+                failed.append(Fail(entry.line.popleft(), failure[1]))
+            return failed
         if not entry.line or entry.warming or entry.idle or not self._room(entry):
             return []
         ticket = entry.line.popleft()
         self.queued -= 1
         return [*self._make_room(now_s), self._start(ticket, entry, version, StartType.COLD, ColdCause.SIBLING)]
+
+    def _start_others(self, now_s: float) -> list[Decision]:
+        """Something came free in a full house: versions whose lines waited for room start their siblings.
+
+        Elsewhere a line waits for an isolate of its own version only, and there is nothing to look for.
+        """
+        decisions: list[Decision] = []
+        if self.queued and len(self._residents) >= self.limits.isolates_max - 1:
+            for version, entry in list(self._versions.items()):
+                decisions += self._start_sibling(entry, version, now_s)
+        return decisions
+
+    def _failure(self, version: str, now_s: float) -> tuple[float, object] | None:
+        """The failed start of ``version`` that is still remembered."""
+        failure = self._failures.get(version)
+        if failure is not None and failure[0] <= now_s:
+            del self._failures[version]
+            return None
+        return failure
 
     def _serve_line(self, entry: _Version, now_s: float) -> list[Decision]:
         decisions: list[Decision] = []

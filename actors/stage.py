@@ -35,6 +35,11 @@ def root_attributes(request: Request, served: Served | None, ended: Ended, statu
             attributes[Attr.HOME] = served.home
         if served.refused:
             attributes[Attr.REFUSED] = served.refused
+    elif ended.server:
+        attributes[Attr.SERVER] = ended.server
+        if ended.start_type:
+            attributes[Attr.START_TYPE] = ended.start_type
+            attributes[Attr.QUEUE_MS] = round(ended.queue_ms, 3)
     return attributes
 
 
@@ -43,14 +48,21 @@ def is_error(outcome: Outcome) -> bool:
     return outcome not in (Outcome.OK, Outcome.CANCELED)
 
 
-def server_timing(served: Served) -> bytes:
-    """The ``server-timing`` header: start type, queue and CPU time, where it ran, and how it got there."""
+def server_timing(served: Served | None, ended: Ended | None = None) -> bytes:
+    """The ``server-timing`` header: start type, queue and CPU time, where it ran, and how it got there.
+
+    For an answer without a head, what its ending tells; a start type of ``none`` says that no guest was reached.
+    """
+    if served is None:
+        ended = ended or Ended(Outcome.INTERNAL_ERROR)
+        served = Served(0, (), ended.server, ended.start_type or "none", ended.queue_ms, ended.cpu_ms)
     parts = [
         f'start;desc="{served.start_type}"',
         f"queue;dur={served.queue_ms:.2f}",
         f"cpu;dur={served.cpu_ms:.2f}",
-        f'server;desc="{served.server}"',
     ]
+    if served.server:
+        parts.append(f'server;desc="{served.server}"')
     if served.home:
         parts.append(f'home;desc="{served.home}"')
     if served.hop:

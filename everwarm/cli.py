@@ -223,7 +223,9 @@ def status(as_json: bool) -> None:
             f"{of['host']['isolates']:>9}{of['host']['running']:>8}{sharded['offered']:>12}{sharded['refused']:>8}"
             f"{of['shard']['admitted']:>6}"
         )
-    homes: dict[str, str] = next((c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {})
+    homes: dict[str, str] = next(
+        (c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {}
+    )
     click.echo("\nhomes: " + (", ".join(f"{worker} at {where}" for worker, where in sorted(homes.items())) or "none"))
 
 

@@ -1,6 +1,8 @@
 """The example workers of this repository: deploying them at start, and what to try with them."""
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,15 @@ def _deploy(client: Client, directory: Path, component: Path, progress: Callable
     return manifest.name
 
 
+def _typed(directory: Path, name: str) -> str:
+    """How a program of this environment is called from here: by name if that finds it, else by its path."""
+    found = shutil.which(name)
+    if found is not None and Path(found).parent == directory:
+        return name
+    relative = os.path.relpath(directory / name)
+    return str(directory / name) if relative.startswith("..") else relative
+
+
 def what_to_try(home: Home, running: Running, deployed: list[str]) -> str:
     """What a newcomer can type now."""
     port = next(iter(running.servers.values()))
@@ -87,11 +98,13 @@ def what_to_try(home: Home, running: Running, deployed: list[str]) -> str:
         f"  curl {ca} -N 'https://stream.localhost:{port}/?chunks=5&interval_ms=300'",
     ]
     lines += [f"  curl {ca} https://{n}.localhost:{port}/" for n in ("hello-js", "hello-python") if n in deployed]
+    bin_directory = Path(sys.executable).parent
+    everwarm, python = _typed(bin_directory, "everwarm"), _typed(bin_directory, "python")
     lines += [
         "",
-        "  everwarm traces          the latest requests; everwarm traces ID draws one",
-        "  everwarm status          servers, homes, counters",
-        "  python examples/submit_requests.py",
+        f"  {everwarm} traces        the latest requests; {everwarm} traces ID draws one",
+        f"  {everwarm} status        servers, homes, counters",
+        f"  {python} examples/submit_requests.py",
         "",
     ]
     if others:

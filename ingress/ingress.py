@@ -30,7 +30,7 @@ from actors.view import decode_plain
 from actors.wire import REQUEST
 from ingress.authority import LocalAuthority
 from ingress.http_limits import HeadLimits, protocol_class
-from ingress.routes import Routes, local_host
+from ingress.routes import Routes, is_local, local_host
 from ingress.tls import CertificateStore, server_context
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder
@@ -64,6 +64,9 @@ class IngressLimits:
     first_bytes_wait_s: float = 0.002
     #: Prewarms a second, and as many at once. A handshake costs a client more than this costs us.
     prewarms_per_s: float = 200.0
+    #: Certificates for local names that no worker has: a mistyped name should end in a 404 page, not in a TLS error.
+    #: Each costs a millisecond; beyond this the client gets the default certificate.
+    unknown_names_per_s: float = 5.0
     #: A host that was prewarmed a moment ago needs no second one: browsers open six connections.
     prewarm_quiet_s: float = 1.0
     prewarmed_max: int = 4_096
@@ -163,7 +166,8 @@ class Ingress:
         self._limits = limits or IngressLimits()
         self._head_limits = head_limits or HeadLimits()
         self._routes = Routes()
-        self._certificates = CertificateStore(authority, lambda host: self._routes.pattern_of(host), certificates)
+        self._certificates = CertificateStore(authority, self._pattern_of, certificates)
+        self._unknown_names = TokenBucket(self._limits.unknown_names_per_s)
         self._leases: dict[str, Lease] = {}
         self._leased_versions: dict[str, str] = {}  # version -> worker
         self._prewarmed: OrderedDict[str, float] = OrderedDict()
@@ -281,6 +285,13 @@ class Ingress:
             heard.set()
 
     # ---------------------------------------------------------------------------------------------------- prewarm
+
+    def _pattern_of(self, host: str) -> str | None:
+        """For which name ``host`` gets its certificate, or None for the default one."""
+        pattern = self._routes.pattern_of(host)
+        if pattern is None and is_local(host) and self._unknown_names.take(time.monotonic()):
+            return host
+        return pattern
 
     def _on_server_name(self, host: str) -> None:
         """Inside a TLS handshake: start an isolate of the worker that this client will ask for."""
@@ -499,10 +510,10 @@ class _Exchange:
     async def fail(self, ended: Ended, served: Served | None) -> None:
         """Answer an ending that is not the worker's own answer."""
         failure = status_of(ended.outcome if ended.outcome is not Outcome.OK else Outcome.HUNG)
-        await self._page(failure)
+        await self._page(failure, ended)
         self._tell(served, ended, failure.status)
 
-    async def _page(self, failure: Failure) -> None:
+    async def _page(self, failure: Failure, ended: Ended | None = None) -> None:
         accept = next((v for n, v in self._request.head.headers if n == "accept"), b"")
         request_id = self._request.request_id
         if b"application/json" in accept:
@@ -513,7 +524,11 @@ class _Exchange:
         else:
             kind = b"text/plain; charset=utf-8"
             page = f"{failure.status} {failure.code}: {failure.text}\nrequest {request_id}\n".encode()
-        headers = [(b"content-type", kind), (b"content-length", str(len(page)).encode())]
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(page)).encode()),
+            (b"server-timing", server_timing(None, ended)),
+        ]
         if failure.retry_after_s is not None:
             headers.append((b"retry-after", str(failure.retry_after_s).encode()))
         await self._start(failure.status, headers)

@@ -81,6 +81,12 @@ def local_host(worker: str) -> str:
     return f"{worker}.{LOCAL_SUFFIX}"
 
 
+def is_local(host: str) -> bool:
+    """Whether a normal host is one a worker could have on the machine itself: one label below ``localhost``."""
+    label, dot, parent = host.partition(".")
+    return bool(label and dot) and parent == LOCAL_SUFFIX
+
+
 class Routes:
     """An immutable table of routes. `Routes()` is empty."""
 

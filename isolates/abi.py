@@ -19,6 +19,11 @@ option is ``None`` or the value; a result is ``Ok`` or ``Err``; a variant is ``(
 ``own<T>`` and ``borrow<T>`` are the Python object itself, which lives in the guest's resource table (an ``own``
 parameter leaves the table). So host functions are plain functions of plain values.
 
+**Nothing is believed.** A component names the types of its imports itself, and the C API lets it: a host function is
+called with whatever the component declared. Reading a u64 as the address of a list would hand a guest the memory of
+this process. So the number and the kinds of the arguments are compared with the declaration at each call, and the kind
+of every value inside a value before it is read; a guest with another signature is trapped.
+
 **Armour.** Whatever a host function raises, ``BaseException`` included, becomes a trap of that guest and is kept in
 ``guest.fault``; nothing passes through C. Destructors likewise.
 
@@ -57,6 +62,7 @@ _vallist_new_uninit = _declare("wasmtime_component_vallist_new_uninit", None, _P
 _valtuple_new_uninit = _declare("wasmtime_component_valtuple_new_uninit", None, _P, _SIZE)
 _valrecord_new_uninit = _declare("wasmtime_component_valrecord_new_uninit", None, _P, _SIZE)
 _host_new = _declare("wasmtime_component_resource_host_new", _P, ctypes.c_bool, _U32, _U32)
+_host_type = _declare("wasmtime_component_resource_host_type", _U32, _P)
 _host_rep = _declare("wasmtime_component_resource_host_rep", _U32, _P)
 _host_delete = _declare("wasmtime_component_resource_host_delete", None, _P)
 _host_to_any = _declare("wasmtime_component_resource_host_to_any", _P, _P, _P, _P)
@@ -116,8 +122,8 @@ class Guest(Protocol):
     def dropped(self, rep: int) -> None: ...
 
 
-#: Which guest a store's context belongs to. Entered when a store is made and removed before it is deleted, so it is
-#: bounded by the isolates alive in this process.
+#: Which guest a store's context belongs to. Entered when a store is made and removed before it is deleted (afterwards
+#: the address may already be another store's), so it is bounded by the isolates alive in this process.
 GUESTS: dict[int, Guest] = {}
 
 Lift = Callable[[Guest, int, int], Any]
@@ -126,8 +132,23 @@ Lower = Callable[[Guest, int, int, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class _Type:
+    """``lift`` may rely on the value at its address having ``kind``: the caller has looked."""
+
+    kind: int
     lift: Lift
     lower: Lower
+
+
+def _inner(kind: _Type) -> Lift:
+    """The lift of a value inside another one: it looks at the kind first. Address 0 is a payload that is not there."""
+    expected, lift = kind.kind, kind.lift
+
+    def checked(guest: Guest, context: int, address: int) -> Any:
+        if not address or _byte_at(address).value != expected:
+            raise GuestTrap("a value of another type was passed")
+        return lift(guest, context, address)
+
+    return checked
 
 
 # ---------------------------------------------------------------------------------------------- scalars and text
@@ -144,7 +165,7 @@ def _integer(name: str) -> _Type:
         at(address + 8).value = value
         _byte_at(address).value = kind
 
-    return _Type(lift, lower)
+    return _Type(kind, lift, lower)
 
 
 def _text(address: int) -> str:
@@ -163,14 +184,17 @@ def _string(kind: int) -> _Type:
         _put_text(address + 8, value.encode())
         _byte_at(address).value = kind
 
-    return _Type(lift, lower)
+    return _Type(kind, lift, lower)
 
 
 # -------------------------------------------------------------------------------------------------- compounds
 
 
 def _bytes() -> _Type:
-    """``list<u8>``: each byte is a 32-byte value in the C API, so bytes are moved with strided copies."""
+    """``list<u8>``: each byte is a 32-byte value in the C API, so bytes are moved with strided copies.
+
+    The kinds of the elements are not looked at: all elements have 32 bytes, whatever they are.
+    """
 
     def lift(guest: Guest, context: int, address: int) -> bytes:
         size = _word_at(address + 8).value
@@ -186,13 +210,15 @@ def _bytes() -> _Type:
             ctypes.memmove(_word_at(address + 16).value, bytes(block), size * VALUE_BYTES)
         _byte_at(address).value = _KIND["list"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["list"], lift, lower)
 
 
 def _list(element: _Type) -> _Type:
+    lift_element = _inner(element)
+
     def lift(guest: Guest, context: int, address: int) -> list[Any]:
         size, data = _word_at(address + 8).value, _word_at(address + 16).value
-        return [element.lift(guest, context, data + VALUE_BYTES * i) for i in range(size)]
+        return [lift_element(guest, context, data + VALUE_BYTES * i) for i in range(size)]
 
     def lower(guest: Guest, context: int, address: int, value: list[Any]) -> None:
         _vallist_new_uninit(address + 8, len(value))
@@ -201,13 +227,17 @@ def _list(element: _Type) -> _Type:
             element.lower(guest, context, data + VALUE_BYTES * i, item)
         _byte_at(address).value = _KIND["list"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["list"], lift, lower)
 
 
 def _tuple(elements: list[_Type]) -> _Type:
+    lifts = [_inner(element) for element in elements]
+
     def lift(guest: Guest, context: int, address: int) -> tuple[Any, ...]:
+        if _word_at(address + 8).value != len(lifts):
+            raise GuestTrap("a tuple of another size was passed")
         data = _word_at(address + 16).value
-        return tuple(e.lift(guest, context, data + VALUE_BYTES * i) for i, e in enumerate(elements))
+        return tuple(e(guest, context, data + VALUE_BYTES * i) for i, e in enumerate(lifts))
 
     def lower(guest: Guest, context: int, address: int, value: tuple[Any, ...]) -> None:
         _valtuple_new_uninit(address + 8, len(elements))
@@ -216,13 +246,17 @@ def _tuple(elements: list[_Type]) -> _Type:
             element.lower(guest, context, data + VALUE_BYTES * i, item)
         _byte_at(address).value = _KIND["tuple"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["tuple"], lift, lower)
 
 
 def _record(fields: list[tuple[bytes, _Type]]) -> _Type:
+    lifts = [_inner(kind) for _, kind in fields]
+
     def lift(guest: Guest, context: int, address: int) -> tuple[Any, ...]:
+        if _word_at(address + 8).value != len(lifts):
+            raise GuestTrap("a record of another size was passed")
         data = _word_at(address + 16).value
-        return tuple(t.lift(guest, context, data + _RECORD_ENTRY_BYTES * i + 16) for i, (_, t) in enumerate(fields))
+        return tuple(e(guest, context, data + _RECORD_ENTRY_BYTES * i + 16) for i, e in enumerate(lifts))
 
     def lower(guest: Guest, context: int, address: int, value: tuple[Any, ...]) -> None:
         _valrecord_new_uninit(address + 8, len(fields))
@@ -232,7 +266,7 @@ def _record(fields: list[tuple[bytes, _Type]]) -> _Type:
             kind.lower(guest, context, data + _RECORD_ENTRY_BYTES * i + 16, item)
         _byte_at(address).value = _KIND["record"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["record"], lift, lower)
 
 
 def _boxed(kind: _Type, guest: Guest, context: int, value: Any) -> int:
@@ -246,11 +280,14 @@ def _boxed(kind: _Type, guest: Guest, context: int, value: Any) -> int:
 
 def _variant(cases: dict[str, _Type | None]) -> _Type:
     raw = {name: name.encode() for name in cases}
+    lifts = {name: None if kind is None else _inner(kind) for name, kind in cases.items()}
 
     def lift(guest: Guest, context: int, address: int) -> tuple[str, Any]:
         case = _text(address + 8)
-        kind = cases[case]
-        return case, None if kind is None else kind.lift(guest, context, _word_at(address + 24).value)
+        if case not in lifts:
+            raise GuestTrap(f"a variant has no case {case[:40]!r}")
+        payload = lifts[case]
+        return case, None if payload is None else payload(guest, context, _word_at(address + 24).value)
 
     def lower(guest: Guest, context: int, address: int, value: tuple[str, Any]) -> None:
         case, payload = value
@@ -260,26 +297,30 @@ def _variant(cases: dict[str, _Type | None]) -> _Type:
         _word_at(address + 24).value = box
         _byte_at(address).value = _KIND["variant"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["variant"], lift, lower)
 
 
 def _option(inner: _Type) -> _Type:
+    lift_inner = _inner(inner)
+
     def lift(guest: Guest, context: int, address: int) -> Any:
         box = _word_at(address + 8).value
-        return inner.lift(guest, context, box) if box else None
+        return lift_inner(guest, context, box) if box else None
 
     def lower(guest: Guest, context: int, address: int, value: Any) -> None:
         _word_at(address + 8).value = 0 if value is None else _boxed(inner, guest, context, value)
         _byte_at(address).value = _KIND["option"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["option"], lift, lower)
 
 
 def _result(ok: _Type | None, err: _Type | None) -> _Type:
+    lift_ok, lift_err = (None if kind is None else _inner(kind) for kind in (ok, err))
+
     def lift(guest: Guest, context: int, address: int) -> Ok[Any] | Err[Any]:
         good = _byte_at(address + 8).value
-        kind = ok if good else err
-        value = None if kind is None else kind.lift(guest, context, _word_at(address + 16).value)
+        payload = lift_ok if good else lift_err
+        value = None if payload is None else payload(guest, context, _word_at(address + 16).value)
         return Ok(value) if good else Err(value)
 
     def lower(guest: Guest, context: int, address: int, value: Ok[Any] | Err[Any]) -> None:
@@ -290,7 +331,7 @@ def _result(ok: _Type | None, err: _Type | None) -> _Type:
         _word_at(address + 16).value = box
         _byte_at(address).value = _KIND["result"]
 
-    return _Type(lift, lower)
+    return _Type(_KIND["result"], lift, lower)
 
 
 # -------------------------------------------------------------------------------------------------- resources
@@ -305,14 +346,16 @@ def _resource(type_id: int, *, owned: bool) -> _Type:
         if error:
             _error_delete(error)
             raise GuestTrap("a resource of another type was passed")
-        rep = _host_rep(host)
+        rep, same_type = _host_rep(host), _host_type(host) == type_id
         _host_delete(host)
+        if not same_type:
+            raise GuestTrap("a resource of another type was passed")
         return guest.take(rep) if owned else guest.borrowed(rep)
 
     def lower(guest: Guest, context: int, address: int, value: Any) -> None:
         lower_own(guest, context, address, guest.lend(value), type_id)
 
-    return _Type(lift, lower)
+    return _Type(_KIND["resource"], lift, lower)
 
 
 def lower_own(guest: Guest, context: int, address: int, rep: int, type_id: int) -> None:
@@ -403,6 +446,7 @@ class Signature:
 
     lifts: list[Lift]
     lower: Lower | None
+    kinds: bytes
 
 
 HostFunction = Callable[..., Any]
@@ -483,9 +527,10 @@ class World:
     def signature(self, text: str) -> Signature:
         """Compile ``PARAMS) [-> RESULT]``."""
         parameters, _, result = text.rpartition(")")
-        lifts = [self.scope.parse(p.split(":", 1)[1]).lift for p in _split_parameters(parameters)]
+        types = [self.scope.parse(p.split(":", 1)[1]) for p in _split_parameters(parameters)]
         result = result.removeprefix(" -> ").strip()
-        return Signature(lifts, self.scope.parse(result).lower if result else None)
+        lower = self.scope.parse(result).lower if result else None
+        return Signature([t.lift for t in types], lower, bytes(t.kind for t in types))
 
 
 def _split_parameters(text: str) -> list[str]:
@@ -501,13 +546,21 @@ def _split_parameters(text: str) -> list[str]:
 
 def _callback(function: HostFunction, signature: Signature, name: str) -> Callback:
     lifts = list(enumerate(signature.lifts))
-    lower = signature.lower
-    failure = f"{name} failed in the host".encode()
+    lower, kinds = signature.lower, signature.kinds
+    arguments_bytes = len(kinds) * VALUE_BYTES
+    results_wanted = 0 if lower is None else 1
+    failure = f"{name} ended the worker".encode()
 
     def called(data: int, context: int, kind: int, arguments: int, count: int, results: int, result_count: int) -> int:
         try:
             guest = GUESTS[context]
             guest.host_calls += 1
+            if (
+                count != len(kinds)
+                or result_count != results_wanted
+                or (count and ctypes.string_at(arguments, arguments_bytes)[::VALUE_BYTES] != kinds)
+            ):
+                raise GuestTrap(f"{name} was imported with another signature")
             value = function(guest, *[lift(guest, context, arguments + VALUE_BYTES * i) for i, lift in lifts])
             if lower is not None:
                 lower(guest, context, results, value)

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from wasmtime import WasmtimeError
-from wasmtime.component import Component, ComponentInstanceType, ExportIndex
+from wasmtime.component import Component, ComponentInstanceType, ExportIndex, FuncType
 
-from isolates.engine import Sandbox, fingerprint
+from isolates.engine import Sandbox, cause_of, fingerprint
 
 _CORE_MODULE = b"\0asm\x01\x00\x00\x00"
 _COMPONENT = b"\0asm\x0d\x00\x01\x00"
@@ -107,7 +107,8 @@ def rejected_by_type(box: Sandbox, component: Component) -> Rejected | None:
             " host its streams and futures.",
             "Build it for WASI 0.2: world wasi:http/proxy@0.2.x.",
         )
-    if handler_export(exports) is None:
+    handler = handler_export(exports)
+    if handler is None or not _has_handle(box, exports[handler]):
         shown = ", ".join(sorted(exports)[:5]) or "nothing"
         return Rejected(
             "missingExport",
@@ -135,7 +136,15 @@ def rejected_by_type(box: Sandbox, component: Component) -> Rejected | None:
 
 def handler_export(exports: "dict[str, Any]") -> str | None:
     """The name under which a component exports the incoming handler of WASI 0.2, or None."""
-    return next((n for n in exports if n.startswith(f"{HANDLER}@0.2")), None)
+    return next((n for n in exports if n == f"{HANDLER}@0.2" or n.startswith(f"{HANDLER}@0.2.")), None)
+
+
+def _has_handle(box: Sandbox, export: Any) -> bool:
+    """Whether the exported thing is an interface with the function that we call."""
+    if not isinstance(export.ty, ComponentInstanceType):
+        return False
+    handle = export.ty.exports(box.engine).get("handle")
+    return handle is not None and isinstance(handle.ty, FuncType)
 
 
 class Mapped:
@@ -218,8 +227,8 @@ def compile_and_start(source: Path, target: Path, *, startup_cpu_ms: float, memo
     try:
         component = Component(box.engine, data)
     except WasmtimeError as broken:
-        first_line = str(broken).strip().splitlines()[0]
-        return Rejected("invalid", f"The component does not compile: {first_line}.", "Check it: wasm-tools validate.")
+        cause = cause_of(str(broken)).removesuffix(".")
+        return Rejected("invalid", f"The component does not compile: {cause}.", "Check it: wasm-tools validate.")
     rejected = rejected_by_type(box, component)
     if rejected is not None:
         return rejected

@@ -11,6 +11,7 @@ Calls into wasmtime that run guest code go through a handle that releases the GI
 import ctypes
 import hashlib
 import platform
+import re
 import threading
 import time
 from importlib.metadata import version
@@ -98,6 +99,25 @@ def consume_error(error: int) -> str:
     _byte_vec_delete(vector)
     _error_delete(error)
     return text
+
+
+_FRAME = re.compile(r"\d+:\s+0x")
+_NUMBERED = re.compile(r"\d+: ")
+
+
+def cause_of(message: str) -> str:
+    """The innermost cause in a wasmtime error, for the worker's owner: one line, 300 characters at most.
+
+    An error is a first line, frames, ``Caused by:`` with one cause a line, and possibly the host's own stack: the last
+    cause is what happened. Frames and everything of the host stay out.
+    """
+    text = message.partition("Stack backtrace:")[0]
+    first, _, causes = text.partition("Caused by:")
+    lines = [line.strip() for line in (causes or first).splitlines()]
+    lines = [_NUMBERED.sub("", line, count=1) for line in lines if line and not _FRAME.match(line)]
+    if not lines:
+        return "it trapped"
+    return (lines[-1] if causes else lines[0])[:300]
 
 
 def _must(error: int | None) -> None:

@@ -13,12 +13,16 @@ why. The first reason stays.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from isolates.abi import GuestTrap
 from isolates.conversation import Conversation, ConversationLost
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
+
+#: What one piece of log counts at least, because each is an object of that size for the host: bounds a guest that
+#: writes byte by byte to 4,096 pieces of the default 256 KiB.
+_LOG_PIECE_BYTES_MIN = 64
 
 
 class LogLine:
@@ -41,6 +45,8 @@ class Guest:
         self.conversation: Conversation | None = None
         self.response: Any = None
         self.host_calls = 0
+        #: Body bytes that wait in this process for their response's head, of all bodies of the request.
+        self.held_bytes = 0
         self.logs: list[LogLine] = []
         self._log_bytes = 0
         self.log_truncated = False
@@ -110,7 +116,7 @@ class Guest:
 
     # ------------------------------------------------------------------------------------------------- endings
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: Outcome) -> NoReturn:
         """Stop the guest with ``outcome``, from inside a host function. Does not return."""
         if self.ended is None:
             self.ended = outcome
@@ -124,7 +130,7 @@ class Guest:
             return
         kept = text[:room]
         self.log_truncated |= len(kept) < len(text)
-        self._log_bytes += len(kept)
+        self._log_bytes += max(len(kept), _LOG_PIECE_BYTES_MIN)
         self.logs.append(LogLine(time.time_ns(), stream, kept))
 
     def begin(self, conversation: Conversation | None, *, wall_ms: float) -> None:
@@ -134,9 +140,18 @@ class Guest:
         self.fault = None
         self.ended = None
         self.host_calls = 0
+        self.held_bytes = 0
         self.waited_s = 0.0
         self.logs = []
         self._log_bytes = 0
         self.log_truncated = False
         self.deadline_s = time.monotonic() + wall_ms / 1_000
         self.io_happened()
+
+    def leave(self) -> None:
+        """The request is over. What the guest keeps of it must not touch the next one, nor keep its bytes."""
+        self.conversation = None
+        for thing in self._table.values():
+            request_over = getattr(thing, "request_over", None)
+            if request_over is not None:
+                request_over()

@@ -10,6 +10,7 @@ that follows a refused memory growth is ``exceededMemory``: see ``memory_map``.
 """
 
 import ctypes
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from isolates.engine import (
     Function,
     Instance,
     Sandbox,
+    cause_of,
     consume_error,
     context_set_epoch_deadline,
     func_call,
@@ -38,6 +40,8 @@ from isolates.guest import Guest, LogLine
 from isolates.limits import MIB, IsolateLimits, Usage, Verdict, verdict_after
 from isolates.outcome import Outcome
 from isolates.wasi.http import IncomingRequest, Outparam
+
+_log = logging.getLogger(__name__)
 
 #: What an instance may consist of. Engines with adapters have about twenty core instances and two tables.
 _INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX, _MEMORIES_MAX = 128, 32, 200_000, 1
@@ -132,7 +136,6 @@ class Isolate:
         self.start_wall_ms = 0.0
         self._request_type = box.world.scope.resource_ids["incoming-request"]
         self._outparam_type = box.world.scope.resource_ids["response-outparam"]
-        self._writable_before = memory_map.writable_bytes()
         self._store: int | None = store_new(box.engine.ptr(), None, NO_FINALIZER)
         self._context: int = store_context(self._store)
         self._function = Function()
@@ -168,43 +171,64 @@ class Isolate:
         self.start_cpu_ms = guest.cpu_ms
         self.start_wall_ms = (time.perf_counter() - began) * 1e3
         if error:
-            message = consume_error(error)
-            if guest.ended in (Outcome.EXCEEDED_CPU, Outcome.EXCEEDED_WALL_TIME):
-                return StartFailed(
-                    guest.ended,
-                    f"it used more than its {self.limits.startup_cpu_ms:g} ms of startup CPU.",
-                    "Do less at module level, or snapshot it at build time.",
-                )
-            if "memor" in message and "limit" in message:
-                return StartFailed(
-                    Outcome.EXCEEDED_MEMORY,
-                    f"it needs more than its {self.limits.memory_bytes_max // MIB} MiB of memory, or more than one.",
-                    "Ask for a larger memory limit in everwarm.toml.",
-                )
-            return StartFailed(Outcome.EXCEPTION, _first_lines(message), "Its log may say more.")
+            return self._why_not_started(cause_of(consume_error(error)))
         if not instance_get_func(
             ctypes.byref(instance), self._context, self._mapped.handler.ptr(), ctypes.byref(self._function)
         ):
             return StartFailed(Outcome.INTERNAL_ERROR, "its handler is not a function.")
         return None
 
+    def _why_not_started(self, cause: str) -> StartFailed:
+        guest, limits = self.guest, self.limits
+        memory = StartFailed(
+            Outcome.EXCEEDED_MEMORY,
+            f"it needs more than its {limits.memory_bytes_max // MIB} MiB of memory, or more than one.",
+            "Ask for a larger memory limit in everwarm.toml.",
+        )
+        if guest.ended is Outcome.EXCEEDED_CPU:
+            return StartFailed(
+                guest.ended,
+                f"it used more than its {limits.startup_cpu_ms:g} ms of startup CPU.",
+                "Do less at module level, or snapshot it at build time.",
+            )
+        if guest.ended is Outcome.EXCEEDED_WALL_TIME:
+            return StartFailed(guest.ended, "it waited too long before its first request.", "Do not wait at start-up.")
+        if guest.ended is not None:
+            return StartFailed(guest.ended, "it ended itself before its first request.", "Its log may say more.")
+        fault = self._fault_of_host()
+        if fault is not None:
+            return StartFailed(Outcome.INTERNAL_ERROR, fault)
+        if guest.fault is not None:
+            return StartFailed(Outcome.EXCEPTION, f"{guest.fault}.")
+        # Refused by the store's limits before any code ran: those messages begin with what was too much.
+        if cause.startswith("memory minimum size") or "memory count too high" in cause:
+            return memory
+        if self._ran_out_of_memory():
+            return memory
+        return StartFailed(Outcome.EXCEPTION, cause, "Its log may say more.")
+
     def run(self, conversation: Conversation) -> Finished:
         """Serve one request on the calling thread. Never raises for what the guest does."""
+        assert self._store is not None, "a closed isolate was asked to run"
         guest = self.guest
         self.requests += 1
         guest.begin(conversation, wall_ms=self.limits.wall_ms)
         guest.begin_cpu(self.limits.cpu_ms)
         began = time.perf_counter()
-        with self._box.ticker:
-            error = self._call(conversation)
+        try:
+            with self._box.ticker:
+                error = self._call(conversation)
+            message = consume_error(error) if error else ""
+        except abi.GuestTrap as refused:
+            # Its table is full of what it kept of earlier requests: there is no room for another one.
+            message, guest.fault = str(refused), refused
         cpu_ms = guest.cpu_ms
         wall_ms = (time.perf_counter() - began) * 1e3
-        message = consume_error(error) if error else ""
         outcome, reason = self._outcome(message)
-        guest.conversation = None
+        guest.leave()
         return Finished(
             outcome,
-            verdict_after(outcome, returned=not error),
+            verdict_after(outcome, returned=not message),
             Usage(cpu_ms=cpu_ms, wall_ms=wall_ms, host_calls=guest.host_calls),
             reason,
             tuple(guest.logs),
@@ -230,11 +254,16 @@ class Isolate:
         if message:
             if guest.ended is not None:
                 return guest.ended, guest.ended.value
-            if guest.fault is not None and not isinstance(guest.fault, abi.GuestTrap):
-                return Outcome.INTERNAL_ERROR, f"{type(guest.fault).__name__}: {guest.fault}"
+            if isinstance(guest.fault, ConversationLost):
+                return Outcome.CANCELED, Outcome.CANCELED.value
+            fault = self._fault_of_host()
+            if fault is not None:
+                return Outcome.INTERNAL_ERROR, fault
+            if guest.fault is not None:
+                return Outcome.EXCEPTION, str(guest.fault)[:300]
             if self._ran_out_of_memory():
                 return Outcome.EXCEEDED_MEMORY, f"more than {self.limits.memory_bytes_max // MIB} MiB of memory"
-            return Outcome.EXCEPTION, _first_lines(message)
+            return Outcome.EXCEPTION, cause_of(message)
         response = guest.response
         if response is None:
             return Outcome.HUNG, "the worker returned without a response"
@@ -245,14 +274,24 @@ class Isolate:
             return Outcome.RESPONSE_STREAM_DISCONNECTED, "the response body was dropped before its end"
         return Outcome.OK, ""
 
+    def _fault_of_host(self) -> str | None:
+        """What to say when a host function failed by itself, or None. The fault is the operator's to read, in the log:
+        its text may name what a tenant must not see."""
+        fault = self.guest.fault
+        if fault is None or isinstance(fault, abi.GuestTrap):
+            return None
+        _log.error("a host function failed", exc_info=fault)
+        return f"the host failed ({type(fault).__name__})"
+
     def _ran_out_of_memory(self) -> bool:
         """Whether this isolate's memory is full, told by the mapping that goes when its store goes.
 
-        The isolate is torn anyway, so it is closed here; the two scans are spent only if the process has grown since
-        this isolate was made by at least half of what it would take.
+        The isolate is torn anyway, so it is closed here. A process that has less writable memory than one full isolate
+        is spared the two scans.
         """
-        full_bytes = self.limits.memory_bytes_max - _MEMORY_LEFT_BYTES
-        if memory_map.writable_bytes() - self._writable_before < full_bytes // 2:
+        limit_bytes = self.limits.memory_bytes_max
+        full_bytes = max(limit_bytes - _MEMORY_LEFT_BYTES, limit_bytes // 2)
+        if memory_map.writable_bytes() < full_bytes:
             return False
         before = memory_map.linear_memories()
         self.close()
@@ -262,14 +301,7 @@ class Isolate:
         """Delete the store and all it holds. Safe to call twice."""
         store, self._store = self._store, None
         if store is not None:
-            store_delete(store)
-            # Destructors of leftover handles have run by now.
+            # Before the store goes: deleting lets other threads run, and the next store may get this address.
+            # No destructor runs then; what the guest still held goes with its table.
             abi.GUESTS.pop(self._context, None)
-
-
-def _first_lines(message: str) -> str:
-    """The cause in a wasmtime error: the last non-empty line of its first part, without frames or paths."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    causes = [line for line in lines if not line[0].isdigit() or ": 0x" not in line]
-    text = causes[-1] if causes else "it trapped"
-    return text[:300]
+            store_delete(store)

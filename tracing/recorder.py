@@ -20,7 +20,6 @@ from tracing.trace import (
     parse_traceparent,
 )
 
-
 #: The parent of a span with which a trace starts.
 NO_PARENT = ""
 

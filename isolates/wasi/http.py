@@ -37,35 +37,59 @@ class Fields:
         self.mutable = mutable
         self.bytes = sum(len(n) + len(v) for n, v in items)
 
-    def problem(self, guest: Guest, name: str, values: list[bytes]) -> Err[Any] | None:
-        """Why ``values`` may not be added under ``name``, or None."""
+    def problem(self, name: str, values: list[bytes]) -> Err[Any] | None:
+        """Why ``values`` may not stand under ``name``, or None."""
         if not self.mutable:
             return _IMMUTABLE
         if not _NAME.match(name) or any(_VALUE_JUNK.search(v) for v in values):
             return _INVALID
-        if name.lower() in FORBIDDEN:
-            return _FORBIDDEN
+        return _FORBIDDEN if name.lower() in FORBIDDEN else None
+
+    def remove(self, name: str) -> None:
+        """Take out every value of ``name``, which is in lower case."""
+        self.items[:] = [item for item in self.items if item[0] != name]
+        self.bytes = sum(len(n) + len(v) for n, v in self.items)
+
+    def add(self, guest: Guest, name: str, values: list[bytes]) -> None:
+        """Add ``values`` under ``name``, which is in lower case."""
         self.bytes += sum(len(name) + len(v) for v in values)
         if len(self.items) + len(values) > guest.limits.headers_max or self.bytes > guest.limits.header_bytes_max:
             # WASI 0.2 has no case for "too many"; a guest that fills the host's memory with fields is ended.
             guest.log("stderr", "too many header fields")
             guest.end(Outcome.EXCEPTION)
-        return None
+        self.items.extend((name, v) for v in values)
+
+    def content_length(self) -> int | None:
+        """The declared length of the body, None when there is none. ``ValueError`` when there is no telling."""
+        lengths = {v for n, v in self.items if n == "content-length"}
+        if not lengths:
+            return None
+        length = lengths.pop()
+        # 18 digits are an exabyte: more are not a length, and turning them into a number is work.
+        if lengths or not length.isdigit() or len(length) > 18:
+            raise ValueError("content-length")
+        return int(length)
 
 
 class IncomingBody:
     """The request's body; its one stream can be taken once."""
 
-    __slots__ = ("taken",)
+    __slots__ = ("over", "taken")
     for_body = True
 
     def __init__(self) -> None:
         self.taken = False
+        self.over = False
+
+    def request_over(self) -> None:
+        # Kept beyond its request: the next request's body is another one.
+        self.over = True
 
     # As an input stream:
 
     def read(self, guest: Guest, bytes_max: int) -> bytes | None:
-        assert guest.conversation is not None
+        if self.over or guest.conversation is None:
+            raise OSError("the request is over")
         try:
             return guest.conversation.read_body(bytes_max)
         except BodyLost as lost:
@@ -77,7 +101,7 @@ class IncomingBody:
     # As the pollable of that stream:
 
     def ready(self, guest: Guest) -> bool:
-        return guest.conversation is None or guest.conversation.body_ready()
+        return self.over or guest.conversation is None or guest.conversation.body_ready()
 
     def wake_s(self, guest: Guest) -> float:
         return 3_600.0
@@ -92,6 +116,9 @@ class IncomingRequest:
         self.head = head
         self.consumed = False
 
+    def request_over(self) -> None:
+        self.consumed = True
+
 
 class OutgoingResponse:
     """A response that the guest prepares."""
@@ -103,6 +130,14 @@ class OutgoingResponse:
         self.fields = fields
         self.status = 200
         self.body: OutgoingBody | None = None
+
+    def expected_bytes(self, method: str) -> int | None:
+        """How long the body must be. A head alone (HEAD, 304) may declare a length that it does not have."""
+        return None if method == "HEAD" or self.status == 304 else self.fields.content_length()
+
+    def request_over(self) -> None:
+        if self.body is not None:
+            self.body.request_over()
 
 
 class OutgoingBody:
@@ -122,8 +157,14 @@ class OutgoingBody:
         self.open = True
         self.finished = False
 
-    #: Written before the head is out; a guest that writes more than this without ever answering is stuck, not slow.
+    #: Written before the head is out, in all bodies of a request together; a guest that writes more than this without
+    #: ever answering is stuck, not slow.
     HELD_BYTES_MAX = 1 << 20
+
+    def request_over(self) -> None:
+        # Kept beyond its request: its bytes must not reach the next request's client.
+        self.open = False
+        self.held = None
 
     def write(self, guest: Guest, data: bytes) -> bool:
         if not self.open:
@@ -134,7 +175,8 @@ class OutgoingBody:
             guest.log("stderr", f"the response body is longer than its content-length of {self.expected}")
             return False
         if self.held is not None:
-            if self.written > self.HELD_BYTES_MAX:
+            guest.held_bytes += len(data)
+            if guest.held_bytes > self.HELD_BYTES_MAX:
                 guest.log("stderr", "1 MiB of body was written before the response was set")
                 guest.end(Outcome.HUNG)
             self.held.append(data)
@@ -158,13 +200,31 @@ class OutgoingBody:
             guest.conversation.finish()  # type: ignore[union-attr]
 
     def finish(self, guest: Guest) -> bool:
-        """End the body; False when the declared length was not kept."""
+        """End the body; False when the declared length was not kept, or when its request is over."""
+        if not self.open:
+            return False
         self.open = False
         if self.expected is not None and self.written != self.expected:
             return False
         self.finished = True
         if self.held is None:
             guest.conversation.finish()  # type: ignore[union-attr]
+        return True
+
+
+class DeniedBody(OutgoingBody):
+    """The body of an outgoing request, none of which can be sent: its bytes go nowhere."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def write(self, guest: Guest, data: bytes) -> bool:
+        return self.open
+
+    def finish(self, guest: Guest) -> bool:
+        self.open = False
         return True
 
 
@@ -181,11 +241,18 @@ def set_response(guest: Guest, answer: Ok[OutgoingResponse] | Err[tuple[str, Any
     guest.response = answer
     if isinstance(answer, Err) or guest.conversation is None:
         return
-    response = answer.value
-    guest.conversation.send_head(ResponseHead(response.status, tuple(response.fields.items)))
+    response, body = answer.value, answer.value.body
+    if body is None:
+        # Never asked for, so it is empty, and that may not be what was declared.
+        try:
+            body = response.body = OutgoingBody(response.expected_bytes(guest.conversation.head.method))
+        except ValueError:
+            guest.log("stderr", "the response's content-length is not a number of bytes")
+            guest.end(Outcome.EXCEPTION)
+        body.finish(guest)
     try:
-        if response.body is not None:
-            response.body.release(guest)
+        guest.conversation.send_head(ResponseHead(response.status, tuple(response.fields.items)))
+        body.release(guest)
     except ConversationLost:
         guest.end(Outcome.CANCELED)
 
@@ -265,10 +332,10 @@ def _define_fields(world: World) -> None:
     def from_list(guest: Guest, entries: list[tuple[str, bytes]]) -> Any:
         fields = Fields([], mutable=True)
         for name, value in entries:
-            problem = fields.problem(guest, name, [value])
+            problem = fields.problem(name, [value])
             if problem is not None:
                 return problem
-            fields.items.append((name.lower(), value))
+            fields.add(guest, name.lower(), [value])
         return Ok(fields)
 
     @types.func("[method]fields.get: func(self: borrow<fields>, name: string) -> list<list<u8>>")
@@ -284,27 +351,26 @@ def _define_fields(world: World) -> None:
         "[method]fields.set: func(self: borrow<fields>, name: string, value: list<list<u8>>) -> result<_, header-error>"
     )
     def set_values(guest: Guest, self: Fields, name: str, values: list[bytes]) -> Any:
-        problem = self.problem(guest, name, values)
+        problem = self.problem(name, values)
         if problem is None:
-            name = name.lower()
-            self.items[:] = [item for item in self.items if item[0] != name]
-            self.items.extend((name, v) for v in values)
+            self.remove(name.lower())
+            self.add(guest, name.lower(), values)
         return problem or DONE
 
     @types.func("[method]fields.delete: func(self: borrow<fields>, name: string) -> result<_, header-error>")
     def delete(guest: Guest, self: Fields, name: str) -> Any:
-        problem = self.problem(guest, name, [])
+        problem = self.problem(name, [])
         if problem is None:
-            self.items[:] = [item for item in self.items if item[0] != name.lower()]
+            self.remove(name.lower())
         return problem or DONE
 
     @types.func(
         "[method]fields.append: func(self: borrow<fields>, name: string, value: list<u8>) -> result<_, header-error>"
     )
     def append(guest: Guest, self: Fields, name: str, value: bytes) -> Any:
-        problem = self.problem(guest, name, [value])
+        problem = self.problem(name, [value])
         if problem is None:
-            self.items.append((name.lower(), value))
+            self.add(guest, name.lower(), [value])
         return problem or DONE
 
     @types.func("[method]fields.entries: func(self: borrow<fields>) -> list<tuple<string, list<u8>>>")
@@ -402,9 +468,12 @@ def _define_outgoing(world: World) -> None:
     def body(guest: Guest, self: OutgoingResponse) -> Any:
         if self.body is not None:
             return _FAILED
-        lengths = {v for n, v in self.fields.items if n == "content-length"}
-        expected = int(next(iter(lengths))) if len(lengths) == 1 and all(v.isdigit() for v in lengths) else None
-        self.body = OutgoingBody(expected)
+        try:
+            method = "" if guest.conversation is None else guest.conversation.head.method
+            self.body = OutgoingBody(self.expected_bytes(method))
+        except ValueError:
+            guest.log("stderr", "the response's content-length is not a number of bytes")
+            return _FAILED
         return Ok(self.body)
 
     @types.func("[method]outgoing-body.write: func(self: borrow<outgoing-body>) -> result<own<output-stream>>")
@@ -451,7 +520,10 @@ def _define_client(world: World) -> None:
 
     @types.func("[method]outgoing-request.body: func(self: borrow<outgoing-request>) -> result<own<outgoing-body>>")
     def request_body(guest: Guest, self: OutgoingRequest) -> Any:
-        return Ok(OutgoingBody(None))
+        if self.body_taken:
+            return _FAILED
+        self.body_taken = True
+        return Ok(DeniedBody())
 
     @types.func("[method]outgoing-request.headers: func(self: borrow<outgoing-request>) -> own<headers>")
     def request_headers(guest: Guest, self: OutgoingRequest) -> Fields:
@@ -510,6 +582,7 @@ class OutgoingRequest(Properties):
     def __init__(self, headers: Fields) -> None:
         super().__init__()
         self.headers = headers
+        self.body_taken = False
         self.values["method"] = ("get", None)
 
 

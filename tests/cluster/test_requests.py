@@ -1,0 +1,242 @@
+"""Requests through a real cluster: HTTPS in, isolates on three servers, Ray between them, traces out."""
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cluster_site import Site
+from https_client import Connection, fetch
+
+import everwarm
+
+WORKERS = Path(everwarm.__file__).parent.parent / "workers" / "zig"
+WINDOW_BYTES = 64 * 1024
+HEAD_BYTES_MAX = 8 * 1024
+
+
+def spans_of(site: Site, request_id: str):
+    """The exported spans of a request, once its root has arrived."""
+
+    spans = site.receiver.wait_for(
+        lambda spans: any(s.attributes.get("everwarm.request_id") == request_id for s in spans), 10.0, "the root span"
+    )
+    root = next(s for s in spans if s.attributes.get("everwarm.request_id") == request_id)
+    return [s for s in spans if s.trace_id == root.trace_id]
+
+
+def test_hello_over_https_from_every_server(site: Site) -> None:
+    for port in site.cluster.ports.values():
+        answer = fetch(site.cluster.tls(), port, "hello.localhost", "/a/path?with=query")
+        assert answer.status == 200
+        assert answer.body.startswith(b"hello from Zig")
+        assert len(answer.headers["everwarm-request-id"]) == 16
+        assert {"start", "queue", "cpu", "server"} <= answer.timing.keys()
+
+
+def test_a_request_away_from_home_runs_at_home_and_its_trace_says_so(site: Site) -> None:
+    home = site.homes["hello"]
+    away = site.away_from(home)
+    answer = fetch(site.cluster.tls(), site.cluster.ports[away], "hello.localhost")
+    assert answer.timing["server"] == home
+    assert answer.timing["home"] == home
+    assert "hop" in answer.timing
+
+    spans = spans_of(site, answer.headers["everwarm-request-id"])
+    by_name = {span.name: span for span in spans}
+    assert {"request", "route", "hop", "handler"} <= by_name.keys()
+    assert by_name["request"].resource["service.instance.id"] == away
+    assert by_name["handler"].resource["service.instance.id"] == home
+    assert by_name["handler"].parent_span_id == by_name["hop"].span_id
+    assert by_name["hop"].parent_span_id == by_name["request"].span_id
+    assert not by_name["request"].parent_span_id
+
+
+def test_a_request_at_home_makes_no_hop(site: Site) -> None:
+    home = site.homes["hello"]
+    answer = fetch(site.cluster.tls(), site.cluster.ports[home], "hello.localhost")
+    assert answer.timing["server"] == home
+    assert "hop" not in answer.timing
+
+
+def test_a_refused_upload_runs_here_and_the_home_saw_only_the_window(site: Site) -> None:
+    client, home = site.cluster.client, site.homes["echo"]
+    away = site.away_from(home)
+    body = bytes(range(256)) * 4096  # 1 MiB
+    chunks = [body[i : i + 10_000] for i in range(0, len(body), 10_000)]
+    before = client.statistics()[f"{away}/server"]["sharded"]
+    client.configure_admission(home, in_flight_max=0)
+    try:
+        answer = fetch(
+            site.cluster.tls(), site.cluster.ports[away], "echo.localhost", "/?digest", method="POST", body=iter(chunks)
+        )
+    finally:
+        client.configure_admission(home, in_flight_max=128)
+    assert answer.status == 200
+    assert answer.body.decode().split()[0] == "sha256=" + hashlib.sha256(body).hexdigest()
+    assert answer.timing["server"] == away
+    assert answer.timing["refused"] == "busy"
+
+    after = client.statistics()[f"{away}/server"]
+    assert after["sharded"]["offered"] == before["offered"] + 1
+    assert after["sharded"]["refused"] == before["refused"] + 1
+    assert after["sharded"]["sent_bytes"] - before["sent_bytes"] <= HEAD_BYTES_MAX + WINDOW_BYTES
+    assert after["lent_out"] == 0
+
+    # The refusal sticks: this server has its own isolate now, and does not ask again while it lives.
+    again = fetch(site.cluster.tls(), site.cluster.ports[away], "echo.localhost", "/", method="POST", body=b"once more")
+    assert again.body == b"once more"
+    assert again.timing["server"] == away
+    assert client.statistics()[f"{away}/server"]["sharded"]["offered"] == before["offered"] + 1
+
+    spans = spans_of(site, answer.headers["everwarm-request-id"])
+    hop = next(span for span in spans if span.name == "hop")
+    handler = next(span for span in spans if span.name == "handler")
+    assert hop.attributes["everwarm.refused"] == "busy"
+    assert handler.resource["service.instance.id"] == away
+    assert sum(span.name == "handler" for span in spans) == 1
+
+
+def test_an_accepted_upload_is_streamed_to_the_home(site: Site) -> None:
+    home = site.homes["stream"]
+    assert home
+    client = site.cluster.client
+    client.deploy("upload", WORKERS / "echo" / "worker.wasm", plan="paid", limits={"cpu_ms": 30_000})
+    home = site.homes["upload"]
+    body = b"0123456789abcdef" * (3 << 16)  # 3 MiB
+    answer = fetch(
+        site.cluster.tls(), site.cluster.ports[site.away_from(home)], "upload.localhost", method="POST", body=body
+    )
+    assert answer.timing["server"] == home
+    assert hashlib.sha256(answer.body).digest() == hashlib.sha256(body).digest()
+    assert client.statistics()[f"{home}/shard"]["in_flight"] == 0
+
+
+def test_a_cold_worker_over_a_new_tls_connection_is_prewarmed(site: Site) -> None:
+    site.cluster.client.deploy("fresh", WORKERS / "slow_start" / "worker.wasm")
+    port = site.cluster.ports[site.away_from(site.homes["fresh"])]
+    # The client hello names the worker; its request comes when the client is ready for it.
+    connection = Connection(site.cluster.tls(), port, "fresh.localhost")
+    try:
+        answer = connection.fetch("fresh.localhost")
+    finally:
+        connection.close()
+    assert answer.status == 200
+    assert answer.timing["start"] == "prewarm"
+
+
+def test_without_the_name_in_the_handshake_a_cold_worker_starts_cold(site: Site) -> None:
+    site.cluster.client.deploy("unnamed", WORKERS / "hello" / "worker.wasm")
+    port = site.cluster.ports[site.homes["unnamed"]]
+    answer = fetch(site.cluster.tls(), port, "unnamed.localhost", server_name="localhost")
+    assert answer.timing["start"] == "cold"
+    assert fetch(site.cluster.tls(), port, "unnamed.localhost", server_name="localhost").timing["start"] == "warm"
+
+
+@pytest.mark.parametrize(
+    ("worker", "status", "code"),
+    [
+        ("spin", 503, "exceededCpu"),
+        ("hoard", 503, "exceededMemory"),
+        ("trap", 500, "exception"),
+        ("silent", 500, "hung"),
+        ("no-such-worker", 404, "scriptNotFound"),
+    ],
+)
+def test_every_bad_ending_has_its_page_from_every_server(site: Site, worker: str, status: int, code: str) -> None:
+    for port in site.cluster.ports.values():
+        answer = fetch(site.cluster.tls(), port, f"{worker}.localhost", headers={"accept": "application/json"})
+        assert answer.status == status
+        assert f'"code":"{code}"'.encode() in answer.body
+        assert b"Traceback" not in answer.body
+        assert b"/" not in answer.body.replace(b'"', b"")
+        assert "server-timing" in answer.headers
+
+
+def test_a_worker_that_failed_serves_the_next_request(site: Site) -> None:
+    port = site.cluster.ports["server-1"]
+    for _ in range(3):
+        assert fetch(site.cluster.tls(), port, "trap.localhost").status == 500
+        assert fetch(site.cluster.tls(), port, "trap.localhost", "/?ok").status == 200
+
+
+def test_a_stream_arrives_while_it_is_written(site: Site) -> None:
+    home = site.homes["stream"]
+    for server in (home, site.away_from(home)):
+        connection = Connection(site.cluster.tls(), site.cluster.ports[server], "stream.localhost")
+        connection._inner.request("GET", "/?chunks=4&interval_ms=150", headers={"host": "stream.localhost"})
+        answer = connection._inner.getresponse()
+        at = []
+        while line := answer.readline():
+            at.append((time.monotonic(), line))
+        connection.close()
+        assert [line for _, line in at] == [f"chunk {i}\n".encode() for i in range(4)]
+        # Three waits of 150 ms lie between the first and the last chunk, unless they were held back to the end.
+        assert at[-1][0] - at[0][0] > 0.3
+
+
+def test_a_client_that_leaves_stops_its_guest(site: Site) -> None:
+    home = site.homes["stream"]
+    for server in (home, site.away_from(home)):
+        connection = Connection(site.cluster.tls(), site.cluster.ports[server], "stream.localhost")
+        connection._inner.request("GET", "/?chunks=1000&interval_ms=1000", headers={"host": "stream.localhost"})
+        connection._inner.getresponse().readline()
+        assert _host(site, home)["running"] == 1
+        connection.close()
+        until = time.monotonic() + 5
+        while _host(site, home)["running"] and time.monotonic() < until:
+            threading.Event().wait(0.02)
+        assert _host(site, home)["running"] == 0
+        counters = site.cluster.client.statistics()
+        assert counters[f"{server}/server"]["lent_out"] == 0
+        assert counters[f"{home}/shard"]["in_flight"] == 0
+
+
+def _host(site: Site, server: str) -> dict:
+    return site.cluster.client.statistics()[f"{server}/host"]
+
+
+def test_keep_alive_serves_many_requests_on_one_connection(site: Site) -> None:
+    connection = Connection(site.cluster.tls(), site.cluster.ports["server-2"], "hello.localhost")
+    for i in range(20):
+        assert connection.fetch("hello.localhost", f"/{i}").status == 200
+    connection.close()
+
+
+def test_malformed_http_is_answered_with_400_and_closed(site: Site) -> None:
+    connection = Connection(site.cluster.tls(), site.cluster.ports["server-1"], "hello.localhost")
+    raw = connection._inner.sock
+    raw.sendall(b"NONSENSE\x00\r\n\r\n")
+    received = b""
+    while chunk := raw.recv(65536):
+        received += chunk
+    assert received.startswith(b"HTTP/1.1 400 ")
+    connection.close()
+
+
+def test_traceparent_is_continued(site: Site) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    answer = fetch(
+        site.cluster.tls(),
+        site.cluster.ports["server-3"],
+        "hello.localhost",
+        headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"},
+    )
+    spans = spans_of(site, answer.headers["everwarm-request-id"])
+    root = next(span for span in spans if span.name == "request")
+    assert root.trace_id == trace_id
+    assert root.parent_span_id == "b7ad6b7169203331"
+
+
+def test_the_driver_sees_where_each_request_ran(site: Site) -> None:
+    client, home = site.cluster.client, site.homes["hello"]
+    for server in client.servers:
+        answer = client.fetch("hello", "/x", server=server)
+        assert (answer.status, answer.outcome, answer.home) == (200, "ok", home)
+        assert answer.hop == (answer.server != server)
+        assert client.wait_for_trace(answer.trace_id)
+    lost = client.fetch("nobody-home")
+    assert (lost.status, lost.outcome) == (404, "scriptNotFound")
+    with pytest.raises(everwarm.EverwarmError, match="There is no server"):
+        client.fetch("hello", server="server-9")

@@ -1,0 +1,79 @@
+"""Guests for the tests of the sandbox: the example workers, compiled once a session, and small ones written as text."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from isolates import abi
+from isolates.artifact import ArtifactStore, Compiled, Mapped, compile_and_start, digest_of
+from isolates.engine import Sandbox, sandbox
+from isolates.isolate import Isolate, StartFailed
+from isolates.limits import MIB, IsolateLimits
+from tests.isolates.guest_text import compiled_text, handler
+
+ROOT = Path(__file__).parents[2]
+
+Guests = Callable[[str], Mapped]
+TextGuest = Callable[..., Mapped]
+Start = Callable[..., Isolate]
+
+
+@pytest.fixture(scope="session")
+def box() -> Sandbox:
+    return sandbox()
+
+
+@pytest.fixture(scope="session")
+def guests(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Guests:
+    """An example worker by name, on the way that a deploy takes: compile, check, start once, install, map."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    store = ArtifactStore(folder)
+    digests: dict[str, str] = {}
+
+    def mapped(name: str) -> Mapped:
+        if name not in digests:
+            source, target = ROOT / "workers" / "zig" / name / "worker.wasm", folder / f"{name}.cwasm"
+            compiled = compile_and_start(source, target, startup_cpu_ms=5_000, memory_bytes=128 * MIB)
+            assert isinstance(compiled, Compiled), compiled
+            store.install(compiled.component_digest, target.read_bytes(), compiled.artifact_digest)
+            digests[name] = compiled.component_digest
+        return store.map(box, digests[name])
+
+    return mapped
+
+
+@pytest.fixture(scope="session")
+def text_guest(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> TextGuest:
+    """A guest from the parts that ``guest_text.handler`` takes; it is not checked as a deploy would check it."""
+    folder = tmp_path_factory.mktemp("text")
+    made: dict[str, Mapped] = {}
+
+    def mapped(**parts: str) -> Mapped:
+        text = handler(**parts)
+        if text not in made:
+            path = folder / digest_of(text.encode())
+            path.write_bytes(compiled_text(box, text))
+            made[text] = Mapped(box, path, path.name)
+        return made[text]
+
+    return mapped
+
+
+@pytest.fixture
+def start(box: Sandbox) -> Iterator[Start]:
+    """Starts isolates and closes them; afterwards no guest is left in the table of guests that this test put there."""
+    started: list[Isolate] = []
+    before = set(abi.GUESTS)
+
+    def make(mapped: Mapped, **limits: float) -> Isolate:
+        isolate = Isolate.start(box, mapped, IsolateLimits(**limits), secrets.token_bytes)  # type: ignore[arg-type]
+        assert not isinstance(isolate, StartFailed), isolate
+        started.append(isolate)
+        return isolate
+
+    yield make
+    for isolate in started:
+        isolate.close()
+    assert set(abi.GUESTS) <= before, "a closed isolate is still known"

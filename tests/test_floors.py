@@ -1,0 +1,61 @@
+"""Who may import whom: the plan of the house, read from the sources."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FLOORS = ["everwarm", "ingress", "actors", "isolates", "tracing"]  # left may import right, never back
+BORDERS = {
+    "wasmtime": {f"isolates/{p.name}" for p in (REPOSITORY / "isolates").glob("*.py")}
+    | {f"isolates/wasi/{p.name}" for p in (REPOSITORY / "isolates" / "wasi").glob("*.py")},
+    "ray": {"actors/peer.py", "everwarm/cluster.py"},
+    "uhashring": {"actors/ring.py"},
+    "opentelemetry": {"tracing/export.py"},
+    "ssl": {"ingress/tls.py"},
+}
+PURE = {
+    *(f"actors.{n}" for n in "dispatch admission routing residency capability exchange worker".split()),
+    "ingress.routes",
+    *(f"isolates.{n}" for n in "limits outcome conversation".split()),
+    *(f"tracing.{n}" for n in "trace sampling summary redaction waterfall".split()),
+}
+#: What a pure file never does: look at a clock, roll dice, talk to the world.
+IMPURE = set("time random secrets os io pathlib socket select ssl threading asyncio subprocess multiprocessing".split())
+FILES = sorted(str(path.relative_to(REPOSITORY)) for floor in FLOORS for path in (REPOSITORY / floor).rglob("*.py"))
+
+
+def imports(file: str) -> set[str]:
+    """The modules a file imports anywhere in it, with what it takes from a package that is one of our floors."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((REPOSITORY / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module in FLOORS else {module}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nobody_imports_back(file: str) -> None:
+    floor = FLOORS.index(file.split("/")[0])
+    above = {module for module in imports(file) if module.split(".")[0] in FLOORS[:floor]}
+    assert not above
+
+
+@pytest.mark.parametrize("library", BORDERS)
+def test_each_library_has_its_border(library: str) -> None:
+    users = {file for file in FILES if library in {module.split(".")[0] for module in imports(file)}}
+    assert users, f"nobody imports {library}; the border is gone"
+    assert users <= BORDERS[library]
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_files_are_pure(module: str) -> None:
+    for imported in imports(module.replace(".", "/") + ".py"):
+        top = imported.split(".")[0]
+        assert imported in PURE or (top in sys.stdlib_module_names and top not in IMPURE), imported
