@@ -384,8 +384,12 @@ class _Scope:
         self.resource_ids: dict[str, int] = {}
 
     def parse(self, text: str) -> _Type:
+        """The type that ``text`` names. ``ValueError`` when it names none."""
         tokens = _TOKEN.findall(text)
-        parsed, rest = self._type(tokens)
+        try:
+            parsed, rest = self._type(tokens)
+        except LookupError as missing:
+            raise ValueError(f"cannot read the type {text!r}") from missing
         if parsed is None or rest:
             raise ValueError(f"cannot read the type {text!r}")
         return parsed

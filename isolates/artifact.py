@@ -107,14 +107,6 @@ def rejected_by_type(box: Sandbox, component: Component) -> Rejected | None:
             " host its streams and futures.",
             "Build it for WASI 0.2: world wasi:http/proxy@0.2.x.",
         )
-    handler = handler_export(exports)
-    if handler is None or not _has_handle(box, exports[handler]):
-        shown = ", ".join(sorted(exports)[:5]) or "nothing"
-        return Rejected(
-            "missingExport",
-            f"The component does not export {HANDLER}@0.2.x; it exports {shown}.",
-            "Build it for the world wasi:http/proxy@0.2.x, or export that interface.",
-        )
     unknown = []
     for name, item in imports.items():
         known = box.knows(name)
@@ -130,6 +122,14 @@ def rejected_by_type(box: Sandbox, component: Component) -> Rejected | None:
             f"The component imports {', '.join(unknown[:3])}{more}, which this host does not have.",
             "Workers may import wasi:http, wasi:io, wasi:clocks, wasi:random, wasi:cli, wasi:filesystem and"
             " wasi:sockets of WASI 0.2; compose other imports away (wac plug) or leave them out.",
+        )
+    handler = handler_export(exports)
+    if handler is None or not _has_handle(box, exports[handler]):
+        shown = ", ".join(sorted(exports)[:5]) or "nothing"
+        return Rejected(
+            "missingExport",
+            f"The component does not export {HANDLER}@0.2.x; it exports {shown}.",
+            "Build it for the world wasi:http/proxy@0.2.x, or export that interface.",
         )
     return None
 

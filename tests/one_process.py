@@ -1,0 +1,389 @@
+"""Complete servers in one process, without Ray: real hosts on real sockets, real roles, and peers that can be lost.
+
+``OneProcess`` wires roles as ``everwarm/cluster.py`` does. Its peers behave like actor handles in what matters: a call
+goes on when its caller stops waiting, and what it raises arrives as ``PeerFailed``. A test puts a ``LostPeer`` or a
+``DelayedPeer`` in the place of one of them to make a race happen.
+"""
+
+import asyncio
+import itertools
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from actors.admission import AdmissionLimits
+from actors.control_plane import ControlPlane
+from actors.deployer import Deployer, Stored
+from actors.exchange import WINDOW_BYTES_MAX, Ended, Request, RequestHead, Served
+from actors.isolate_host import HostLimits, IsolateHost
+from actors.link import Answer, BodySource, Links
+from actors.peer import Calls, LocalPeers, Peer, PeerFailed, PeerLost
+from actors.residency import ResidencyLimits
+from actors.server import Server
+from actors.server_line import ServerLine
+from actors.shard_server import ShardServer
+from actors.view import decode_plain, encode_plain
+from actors.worker import Limits, Plan
+from isolates.conversation import BodyLost
+
+ZIG = Path(__file__).resolve().parents[1] / "workers" / "zig"
+_REQUEST_NUMBERS = itertools.count(1)
+
+
+# ------------------------------------------------------------------------------------------- requests and answers
+
+
+def request(worker: str, path: str = "/", method: str = "GET", **fields: Any) -> Request:
+    """A request with an id of its own and an empty body unless ``fields`` say otherwise."""
+    head = RequestHead(method, "https", f"{worker}.localhost", path, ())
+    return Request(f"r-{next(_REQUEST_NUMBERS)}", worker, head, "", **fields)
+
+
+class Pieces:
+    """A request body that comes in the given pieces, and counts what was taken. It may break off at its end."""
+
+    def __init__(self, *pieces: bytes, breaks: bool = False) -> None:
+        self._pieces = list(pieces)
+        self._breaks = breaks
+        self.read_bytes = 0
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        if not self._pieces:
+            if self._breaks:
+                raise BodyLost
+            return None
+        piece = self._pieces.pop(0)
+        if len(piece) > bytes_max:
+            self._pieces.insert(0, piece[bytes_max:])
+            piece = piece[:bytes_max]
+        self.read_bytes += len(piece)
+        return piece
+
+
+class HeldBody:
+    """A request body whose client sends nothing until ``go`` is set, and then its end."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def read(self, bytes_max: int) -> bytes | None:
+        self.asked.set()
+        await self.go.wait()
+        return None
+
+
+def upload(data: bytes) -> tuple[dict[str, Any], Pieces]:
+    """The fields of a request with the body ``data``, and what the rest is read from."""
+    first, rest = data[:WINDOW_BYTES_MAX], data[WINDOW_BYTES_MAX:]
+    return {"body_first": first, "body_complete": not rest}, Pieces(rest) if rest else Pieces()
+
+
+@dataclass(frozen=True)
+class Got:
+    """An answer, read to its end."""
+
+    served: Served | None
+    body: bytes
+    whole: bool
+    ended: Ended
+
+
+async def collect(answer: Answer) -> Got:
+    """Read an answer to its end."""
+    served = await answer.served()
+    pieces = []
+    while (data := await answer.read()) is not None:
+        pieces.append(data)
+    ended = await answer.ended()
+    return Got(served, b"".join(pieces), answer.whole, ended)
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 10.0) -> None:
+    """Wait for a condition of threads, which cannot tell an event loop; fails with ``what`` when it does not come."""
+    until_s = time.monotonic() + within_s
+    while not await condition():
+        assert time.monotonic() < until_s, f"waited in vain: {what}"
+        await asyncio.sleep(0.002)
+
+
+# --------------------------------------------------------------------------------------------------------- peers
+
+
+class RemotePeer:
+    """A role as through an actor handle. ``failures`` collects what its methods raised: bugs, unless a test says so."""
+
+    def __init__(self, address: str, calls: Calls, failures: list[BaseException]) -> None:
+        self._address = address
+        self._calls = calls
+        self._failures = failures
+        self._running: set[asyncio.Task[bytes]] = set()
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        task = asyncio.ensure_future(self._calls[method](payload))
+        self._running.add(task)
+        task.add_done_callback(self._over)
+        await asyncio.wait([task])  # which leaves the task alone when the caller is cancelled
+        fault = task.exception()
+        if fault is not None:
+            raise PeerFailed(f"{self._address}.{method}: {fault!r}") from fault
+        return task.result()
+
+    def _over(self, task: "asyncio.Task[bytes]") -> None:
+        self._running.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            self._failures.append(fault)
+
+    @property
+    def calls_under_way(self) -> int:
+        return len(self._running)
+
+
+class LostPeer:
+    """Loses calls of one method: before they arrive, or ``after`` they were carried out."""
+
+    def __init__(self, inner: Peer, method: str, *, delivered: bool | None, after: bool = False) -> None:
+        assert not (after and delivered is False), "it was delivered"
+        self._inner = inner
+        self._method = method
+        self._delivered = delivered
+        self._after = after
+        self.lost = 0
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        if method != self._method:
+            return await self._inner.call(method, payload)
+        if self._after:
+            await self._inner.call(method, payload)
+        self.lost += 1
+        raise PeerLost("a lost peer", delivered=self._delivered)
+
+
+class DelayedPeer:
+    """Holds calls of one method until ``go`` is set; ``arrived`` says that one is held. ``after``: holds its answer."""
+
+    def __init__(self, inner: Peer, method: str, *, after: bool = False) -> None:
+        self._inner = inner
+        self._method = method
+        self._after = after
+        self.arrived = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        if method != self._method:
+            return await self._inner.call(method, payload)
+        answer = await self._inner.call(method, payload) if self._after else b""
+        self.arrived.set()
+        await self.go.wait()
+        return answer if self._after else await self._inner.call(method, payload)
+
+
+# ------------------------------------------------------------------------------------------------------ the servers
+
+
+class Machine:
+    """One server: its roles, and a driver's links to it."""
+
+    def __init__(self, name: str, directory: Path, sockets: Path, peers: LocalPeers, failures: list[BaseException]):
+        self.name = name
+        self.code = directory / name / "code"
+        self.server_socket = sockets / f"{name}-server.sock"
+        self.host_socket = sockets / f"{name}-host.sock"
+        self.host = IsolateHost(
+            f"{name}/host",
+            self.host_socket,
+            self.code,
+            server=name,
+            tell_server=ServerLine(self.server_socket).tell,
+            residency_limits=ResidencyLimits(),
+            limits=HostLimits(),
+        )
+        self.server = Server(
+            name,
+            host_socket=self.host_socket,
+            code_directory=self.code,
+            links=Links(),
+            peers=peers,
+            entropy=secrets.token_bytes,
+        )
+        self.shard = ShardServer(
+            name,
+            host_socket=self.host_socket,
+            code_directory=self.code,
+            links=Links(),
+            peers=peers,
+            limits=AdmissionLimits(),
+        )
+        self.links = Links()
+        peers.known[f"{name}/server"] = RemotePeer(f"{name}/server", self.server.calls, failures)
+        peers.known[f"{name}/shard"] = RemotePeer(f"{name}/shard", self.shard.calls, failures)
+
+    async def start(self) -> None:
+        await self.server.start(self.server_socket)
+        self.host.start()
+
+    async def stop(self) -> None:
+        self.links.close()
+        await self.server.stop()
+        self.host.stop()
+
+    async def ask(self, asked: Request, body: BodySource | None = None) -> Got:
+        """A request through this machine's Server, as its ingress would send it, read to its end."""
+        return await collect(await self.begin(asked, body))
+
+    async def begin(self, asked: Request, body: BodySource | None = None) -> Answer:
+        """The same, not read yet."""
+        return await self.links.exchange(str(self.server_socket), asked, body or Pieces())
+
+    async def sharded(self) -> dict[str, int]:
+        """What the shard client of this machine counts."""
+        counts: dict[str, int] = (await self.statistics())["sharded"]
+        return counts
+
+    async def statistics(self) -> dict[str, Any]:
+        plain: dict[str, Any] = decode_plain(await self.server.statistics())
+        return plain
+
+    async def shard_statistics(self) -> dict[str, Any]:
+        plain: dict[str, Any] = decode_plain(await self.shard.statistics())
+        return plain
+
+    async def configure(self, **wanted: Any) -> None:
+        """Change the admission of this machine's ShardServer."""
+        await self.shard.configure(encode_plain(wanted))
+
+    def isolates(self) -> int:
+        """Isolates that live on this machine."""
+        count = self.host.statistics()["isolates"]
+        assert isinstance(count, int)
+        return count
+
+
+class OneProcess:
+    """A cluster. ``seed``: a ControlPlane's directory with components that were compiled before (``compiled_zig``)."""
+
+    def __init__(self, directory: Path, servers: int = 2, seed: Path | None = None) -> None:
+        if seed is not None:
+            shutil.copytree(seed, directory / "control", copy_function=os.link)
+        # A Unix socket's path is short, and a test's own directory has a long name.
+        self._sockets = Path(tempfile.mkdtemp(prefix="ew-"))
+        self.directory = directory
+        self.failures: list[BaseException] = []
+        self.peers = LocalPeers()
+        self.control = ControlPlane(directory / "control", peers=self.peers, now_ms=lambda: time.time_ns() // 10**6)
+        self.peers.known["control"] = RemotePeer("control", self.control.calls, self.failures)
+        self.machines = [
+            Machine(f"server-{i + 1}", directory, self._sockets, self.peers, self.failures) for i in range(servers)
+        ]
+        self._names = itertools.count(1)
+
+    def __getitem__(self, number: int) -> Machine:
+        """A machine by its number, from 1."""
+        return self.machines[number - 1]
+
+    async def __aenter__(self) -> "OneProcess":
+        for machine in self.machines:
+            await self.add(machine)
+        return self
+
+    async def add(self, machine: Machine) -> None:
+        """Start a machine and let it join."""
+        await machine.start()
+        await self.control.join(encode_plain({"server": machine.name, "weight": 1}))
+        await machine.server.sync()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if fault is None:
+                await self.settled()
+                assert not self.failures, self.failures
+        finally:
+            for machine in self.machines:
+                await machine.stop()
+            self.control.close()
+            shutil.rmtree(self._sockets)
+
+    async def settled(self) -> None:
+        """Everything lent came back, and nothing runs any more."""
+
+        async def empty() -> bool:
+            for machine in self.machines:
+                server, shard = await machine.statistics(), await machine.shard_statistics()
+                if server["lent_out"] or shard["lent_out"] or shard["in_flight"]:
+                    return False
+                if machine.host.statistics()["running"] or machine.host.statistics()["queued"]:
+                    return False
+            calls = [peer.calls_under_way for peer in self.peers.known.values() if isinstance(peer, RemotePeer)]
+            return not any(calls)
+
+        await wait_until(empty, f"settled: {[(m.name, await m.statistics()) for m in self.machines]}")
+
+    async def deploy(self, name: str, component: bytes, **limits: int) -> dict[str, Any]:
+        """Deploy a component under ``name`` on the paid plan; the job as it ended."""
+        begun = decode_plain(
+            await self.control.deploy(
+                encode_plain(
+                    {"name": name, "plan": "paid", "limits": limits, "component": component, "author": "a test"}
+                )
+            )
+        )
+        job: dict[str, Any] = {}
+
+        async def done() -> bool:
+            job.update(decode_plain(await self.control.deploy_progress(encode_plain({"job": begun["job"]}))))
+            return bool(job["done"])
+
+        await wait_until(done, f"deployed {name}", within_s=60.0)
+        return job
+
+    async def deploy_at(self, home: int, zig: str, **limits: int) -> str:
+        """Deploy an example worker under a name whose home is server ``home``; its name."""
+        view = self.machines[0].server._view
+        names = (f"{zig.replace('_', '-')}-{i}" for i in self._names)
+        name = next(name for name in names if view.home_of(name) == self[home].name)
+        job = await self.deploy(name, component(zig), **limits)
+        assert job["error"] is None, job
+        return name
+
+    def version_of(self, worker: str) -> str:
+        """The version that is deployed for a worker."""
+        (version,) = self.machines[0].server._view.workers[worker].versions
+        return version.version_id
+
+    def lose(self, role: str, method: str, *, delivered: bool | None, after: bool = False) -> LostPeer:
+        """From now on, calls of ``method`` at ``role`` are lost."""
+        lost = LostPeer(self.peers.known[role], method, delivered=delivered, after=after)
+        self.peers.known[role] = lost
+        return lost
+
+    def delay(self, role: str, method: str, *, after: bool = False) -> DelayedPeer:
+        """From now on, calls of ``method`` at ``role`` are held."""
+        delayed = DelayedPeer(self.peers.known[role], method, after=after)
+        self.peers.known[role] = delayed
+        return delayed
+
+
+def component(zig: str) -> bytes:
+    """An example worker's component."""
+    return (ZIG / zig / "worker.wasm").read_bytes()
+
+
+async def compiled_zig(directory: Path, names: list[str]) -> dict[str, Stored]:
+    """Compile example workers once, as a deploy does; ``directory`` then seeds the clusters of all tests."""
+    deployer = Deployer(directory)
+    stored = {}
+    for name in names:
+        one = await deployer.store(component(name), Limits.for_plan(Plan.PAID), lambda phase: None)
+        assert isinstance(one, Stored), one
+        stored[name] = one
+    return stored
