@@ -77,6 +77,16 @@ class ControlPlane:
         """A Server is there: put all code in place on it, then let it into the ring."""
         plain = decode_plain(payload)
         name, weight = str(plain["server"]), int(plain["weight"])
+        await self._install_all(name)
+        async with self._changing:
+            # Once more, for what was deployed meanwhile; nearly always this is one question.
+            await self._install_all(name)
+            self._members[name] = weight
+            await self._publish_ring()
+        return b""
+
+    async def _install_all(self, name: str) -> None:
+        """Put the code of everything that is deployed in place on a machine."""
         digests = sorted({v.component_digest for d in self._catalog.current() for v in d.versions})
         for i in range(0, len(digests), _PAGE):
             missing = decode_plain(await self._call(name, "missing_code", encode_plain(digests[i : i + _PAGE])))
@@ -86,10 +96,6 @@ class ControlPlane:
                     _log.error("component %s has no artifact for this engine; deploy it again", digest[:12])
                 else:
                     await self._install(name, stored)
-        async with self._changing:
-            self._members[name] = weight
-            await self._publish_ring()
-        return b""
 
     async def leave(self, payload: bytes) -> bytes:
         """A Server goes: take it out of the ring."""
@@ -174,6 +180,7 @@ class ControlPlane:
         late = await self._distribute(servers, stored)
         job.enter("switching")
         async with self._changing:
+            late += await self._distribute([m for m in self._members if m not in servers], stored)
             version = self._catalog.record_upload(
                 name, stored.compiled.component_digest, len(component), limits, plan, author, self._now_ms()
             )

@@ -1,5 +1,8 @@
 """The host's end of a link: a ``Conversation`` on a blocking socket, used by the connection's own thread.
 
+Once the response is whole its reader may leave: what the guest does after that (``waitUntil``, an engine's own tidying)
+is nobody's to cancel, and its isolate is worth keeping.
+
 Output is held back and leaves in one system call when the guest waits, when 64 KiB are held, when it ends, or at the
 next epoch tick, a millisecond later at most: a hello is one write, and a stream is never late by more than a tick.
 """
@@ -90,7 +93,7 @@ class HostConversation:
         self.head_sent = False
         self.body_read_bytes = 0
         self.body_sent_bytes = 0
-        self.head_at_ns = 0
+        self._whole = False
 
     @property
     def head(self) -> RequestHead:
@@ -149,6 +152,8 @@ class HostConversation:
         if for_body:
             if not self.body_ready():
                 self._receive(timeout_s)
+        elif self._whole:
+            time.sleep(timeout_s)
         elif self._link.wait_gone(timeout_s):
             raise ConversationLost
 
@@ -156,7 +161,6 @@ class HostConversation:
 
     def send_head(self, head: ResponseHead) -> None:
         self.head_sent = True
-        self.head_at_ns = time.time_ns()
         self._hold(frame(Frame.HEAD, SERVED.encode(self._serve(head))))
 
     def send(self, data: bytes) -> None:
@@ -168,6 +172,7 @@ class HostConversation:
             self.flush()
 
     def finish(self) -> None:
+        self._whole = True
         self._hold(frame(Frame.END))
 
     def _hold(self, data: bytes) -> None:
@@ -180,7 +185,8 @@ class HostConversation:
             try:
                 self._link.send(b"".join(held))
             except LinkBroken as broken:
-                raise ConversationLost from broken
+                if not self._whole:
+                    raise ConversationLost from broken
 
     def take_held(self) -> bytes:
         """What is still held back, for the host to send together with its last word."""
@@ -188,4 +194,4 @@ class HostConversation:
         return held
 
     def listening(self) -> bool:
-        return not self._link.wait_gone(0)
+        return self._whole or not self._link.wait_gone(0)

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,11 +125,17 @@ class IsolateHost:
         """Stop listening and close all connections; guests that run see their client gone."""
         self._stopping = True
         if self._listener is not None:
+            # Closing alone would leave the thread in accept, and the socket open for one more client.
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
+        with self._prewarm_wake:
+            self._prewarm_wake.notify_all()
         with self._lock:
             links = list(self._links)
         for link in links:
-            link.socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # its client was faster
+                link.socket.shutdown(socket.SHUT_RDWR)
 
     def statistics(self) -> dict[str, object]:
         """Counters and the state of the house, for operators and tests."""
@@ -200,8 +207,10 @@ class IsolateHost:
     def _prewarm_loop(self) -> None:
         while True:
             with self._prewarm_wake:
-                while not self._prewarms:
+                while not self._prewarms and not self._stopping:
                     self._prewarm_wake.wait()
+                if self._stopping:
+                    return
                 request = self._prewarms.pop(0)
             with self._lock:
                 decisions = self._residency.prewarm(
@@ -397,6 +406,7 @@ def _isolate_limits(plain: dict[str, int | None]) -> IsolateLimits:
         startup_cpu_ms=plain.get("startup_cpu_ms") or default.startup_cpu_ms,
         # Unlimited while the client is connected: a client that leaves is seen at once, so a day is only a backstop.
         wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
+        wait_until_ms=plain.get("wait_until_ms") or default.wait_until_ms,
         memory_bytes_max=plain.get("memory_hard_bytes") or default.memory_bytes_max,
         log_bytes_max=plain.get("log_bytes_max") or default.log_bytes_max,
     )

@@ -185,11 +185,15 @@ class Connection(asyncio.Protocol):
         while not self._frames:
             if self.closed:
                 raise LinkBroken("the other end went away")
-            self._waiting = asyncio.get_running_loop().create_future()
+            if self._waiting is not None and not self._waiting.done():
+                # It reads the body of a request that ended without it: what comes from now on is not for it.
+                self._waiting.set_exception(LinkBroken("the request is over"))
+            waiting = self._waiting = asyncio.get_running_loop().create_future()
             try:
-                await self._waiting
+                await waiting
             finally:
-                self._waiting = None
+                if self._waiting is waiting:
+                    self._waiting = None
         item = self._frames.popleft()
         self._queued_bytes -= len(item[1])
         if self._paused and self._queued_bytes <= RECEIVED_BYTES_MAX // 2 and self.transport is not None:
@@ -198,9 +202,9 @@ class Connection(asyncio.Protocol):
         return item
 
     @property
-    def has_frames(self) -> bool:
-        """Whether ``receive`` would return at once."""
-        return bool(self._frames)
+    def has_answer(self) -> bool:
+        """Whether ``receive`` would return at once, and not with a pull."""
+        return bool(self._frames) and self._frames[0][0] is not Frame.PULL
 
     def send(self, kind: Frame, payload: bytes = b"") -> None:
         """Queue a frame. ``LinkBroken`` when nobody is there to get it."""
@@ -302,7 +306,7 @@ class LinkAnswer:
 
     def ready(self) -> bool:
         """Whether something has arrived, so that the next read does not wait."""
-        return self._connection is not None and self._connection.has_frames
+        return self._connection is not None and self._connection.has_answer
 
     @property
     def is_over(self) -> bool:
@@ -325,7 +329,8 @@ class LinkAnswer:
             try:
                 kind, payload = await self._connection.receive()
             except LinkBroken as broken:
-                self._ended = Ended(Outcome.INTERNAL_ERROR, str(broken))
+                cancelled = self._connection is None
+                self._ended = Ended(Outcome.CANCELED if cancelled else Outcome.INTERNAL_ERROR, str(broken))
                 self.cancel()
                 return Frame.ENDED, b""
             if kind is Frame.PULL:

@@ -27,7 +27,7 @@ from actors.exchange import (
     status_of,
 )
 from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
-from actors.peer import Calls, PeerFailed, PeerLost, Peers
+from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
 from actors.routing import Place, Situation
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
@@ -296,22 +296,30 @@ class Server:
         """Ask the ControlPlane for everything that is deployed."""
         async with self._syncing:
             control = await self._peers.get("control")
-            fresh = ClusterView(ring=self._view.ring)
-            after = ""
-            while True:
-                page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
-                # The number of the first page: a deploy during paging is told again, which does no harm.
-                fresh.seq = fresh.seq or page["seq"]
-                for plain in page["workers"]:
-                    deployed = deployed_from_plain(plain)
-                    fresh.workers[deployed.deployment.worker] = deployed
-                if not page["more"]:
-                    break
-                after = max(fresh.workers)
-            fresh.ring = self._view.ring
-            self._view = fresh
+            while not await self._sync_once(control):
+                pass  # changes came meanwhile, which the snapshot may not have; deploys are rare and this ends
         for subscriber in list(self._subscribers):
             self._greet(subscriber)
+
+    async def _sync_once(self, control: Peer) -> bool:
+        """Take a snapshot; False when the view changed while it was on its way."""
+        seq_before = self._view.seq
+        fresh = ClusterView(ring=self._view.ring)
+        after = ""
+        while True:
+            page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
+            # The number of the first page: a deploy during paging is told again, which does no harm.
+            fresh.seq = fresh.seq or page["seq"]
+            for plain in page["workers"]:
+                deployed = deployed_from_plain(plain)
+                fresh.workers[deployed.deployment.worker] = deployed
+            if not page["more"]:
+                break
+            after = max(fresh.workers)
+        fresh.ring = self._view.ring
+        unchanged = self._view.seq == seq_before
+        self._view = fresh
+        return unchanged
 
     async def missing_code(self, payload: bytes) -> bytes:
         """Which of these component digests have no artifact here."""

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from actors.capability import Exports
+from actors.capability import Exports, ExportsFull
 from actors.dispatch import Command, Event, Journey
 from actors.exchange import (
     WINDOW_BYTES_MAX,
@@ -118,7 +118,11 @@ class ShardClient:
         journey = Journey(request.head.method)
         journey.on(Event.ROUTED_HOME)
         lent = LentBody(journey, body)
-        offer = Offer(self, journey, lent, self._exports.mint(lent), home, recorder)
+        try:
+            capability = self._exports.mint(lent)
+        except ExportsFull as full:
+            return EndedAnswer(Ended(Outcome.LOAD_SHED, str(full)))
+        offer = Offer(self, journey, lent, capability, home, recorder)
         try:
             return await self._offer(offer, request, body, home, epoch)
         except BaseException:

@@ -37,6 +37,9 @@ _log = logging.getLogger("everwarm.shard_server")
 
 #: A client that does not read its answer for this long is gone, together with its machine.
 _UNREAD_S = 30.0
+#: How long the host's last report speaks for it. A home that refuses gets no new reports: what it believes must grow
+#: old, or it would refuse for ever. One request a second finds out.
+_LOAD_FRESH_S = 1.0
 
 
 class LentFrom:
@@ -65,12 +68,12 @@ class Visit:
         self.answer: LinkAnswer | None = None
         self.rest: Capability | None = None
         self.read_at_s = asyncio.get_running_loop().time()
-        self._over = False
+        self.is_over = False
 
     def over(self) -> None:
         """Give everything back. Safe to call again."""
-        if not self._over:
-            self._over = True
+        if not self.is_over:
+            self.is_over = True
             self._server._leave(self)
             if self.answer is not None:
                 self.answer.cancel()
@@ -90,6 +93,7 @@ class ShardServer:
         self._limits = limits
         self._draining = False
         self._load = Load()
+        self._load_until_s = 0.0
         self._visits: dict[tuple[str, int], Visit] = {}
         self._rests: Exports[Visit] = Exports(f"{name}/shard")
         self._counts = {"admitted": 0, "refused": 0, "aborted": 0}
@@ -108,8 +112,9 @@ class ShardServer:
         request = REQUEST.decode(payload)
         if request.fallback is None:
             raise ValueError("an offer without its capability")
+        fresh = asyncio.get_running_loop().time() < self._load_until_s
         verdict = admission.decide(
-            self._load, len(self._visits), self._limits,
+            self._load if fresh else Load(), len(self._visits), self._limits,
             code_here=self._artifacts.has(request.component_digest), draining=self._draining,
         )  # fmt: skip
         if verdict.admission is Admission.REFUSE:
@@ -132,6 +137,8 @@ class ShardServer:
             # Nothing was delivered to a guest: to the sender this is a refusal like any other.
             visit.over()
             return Refused(RefusalReason.BUSY, lent)
+        if visit.is_over:
+            visit.answer.cancel()  # the client left while this machine was still connecting to its host
         served: Served | None = await visit.answer.served()
         first = await self._next_chunk(visit.answer, wait=False)
         if first.ended is not None:
@@ -154,8 +161,11 @@ class ShardServer:
         ended = None
         if answer.is_over or (answer.whole and answer.ready()):
             ended = await answer.ended()
-            self._load = ended.load
+            self._note_load(ended.load)
         return Chunk(b"".join(pieces), end=answer.whole, ended=ended)
+
+    def _note_load(self, load: Load) -> None:
+        self._load, self._load_until_s = load, asyncio.get_running_loop().time() + _LOAD_FRESH_S
 
     async def read_response(self, payload: bytes) -> bytes:
         """The next chunk of an answer that did not fit its verdict."""

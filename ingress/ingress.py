@@ -476,11 +476,13 @@ class _Exchange:
             answer.cancel()
 
     async def _watch_client(self, body: ClientBody, answer: Answer) -> None:
-        """The request is whole, so the next message can only be that the client left: stop the guest."""
+        """The request is whole, so the next message can only be that the client left: stop the guest, unless the client
+        left with its whole answer."""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                answer.cancel()
+                if not answer.whole:
+                    answer.cancel()
                 return
 
     async def _answer(self, answer: Answer, body: ClientBody, lease: Lease | None) -> None:

@@ -122,6 +122,12 @@ class Guest:
             self.ended = outcome
         raise GuestTrap(outcome.value)
 
+    def response_is_whole(self) -> None:
+        """The response is complete. The client need not wait any longer, and the guest may go on for a while."""
+        if self.conversation is not None:
+            self.conversation.finish()
+        self.deadline_s = min(self.deadline_s, time.monotonic() + self.limits.wait_until_ms / 1_000)
+
     def log(self, stream: str, text: str) -> None:
         """Keep a piece of stdout or stderr, up to ``log_bytes_max`` a request; the rest is dropped and marked so."""
         room = self.limits.log_bytes_max - self._log_bytes

@@ -18,6 +18,8 @@ class IsolateLimits:
     cpu_ms: float = 50.0
     startup_cpu_ms: float = 400.0
     wall_ms: float = 30_000.0
+    #: How long a guest may go on after its response is whole.
+    wait_until_ms: float = 30_000.0
     memory_bytes_max: int = 128 * MIB
     log_bytes_max: int = 256 * 1024
     #: Live resources of one guest. A proxy-world request holds about a dozen; 1,024 leaves room for a wide fan-out of

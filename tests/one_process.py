@@ -351,7 +351,8 @@ class OneProcess:
         view = self.machines[0].server._view
         names = (f"{zig.replace('_', '-')}-{i}" for i in self._names)
         name = next(name for name in names if view.home_of(name) == self[home].name)
-        job = await self.deploy(name, component(zig), **limits)
+        # Plenty, since a test's own threads and its garbage collection are charged to the guest that they meet.
+        job = await self.deploy(name, component(zig), **{"cpu_ms": 10_000, **limits})
         assert job["error"] is None, job
         return name
 

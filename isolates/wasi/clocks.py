@@ -1,5 +1,7 @@
 """wasi:clocks. Both clocks stand still while guest code runs: they show the time of the last input or output."""
 
+import time
+
 from isolates.abi import World
 from isolates.guest import Guest
 from isolates.wasi.io import Timer
@@ -30,7 +32,9 @@ def define(world: World) -> None:
 
     @monotonic.func("subscribe-duration: func(when: duration) -> own<pollable>")
     def subscribe_duration(guest: Guest, duration_ns: int) -> Timer:
-        return Timer(min(guest.monotonic_ns + duration_ns, _U64_MAX))
+        # From the real now, which the guest cannot read: counted from its standing clock, a guest that computes for
+        # longer than it then sleeps would not sleep at all.
+        return Timer(min(time.monotonic_ns() + duration_ns, _U64_MAX))
 
     wall = world.interface("wasi:clocks/wall-clock@0.2.12")
     wall.record("datetime", {"seconds": "u64", "nanoseconds": "u32"})

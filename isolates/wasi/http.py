@@ -197,7 +197,7 @@ class OutgoingBody:
         for data in held:
             guest.conversation.send(data)  # type: ignore[union-attr]
         if self.finished:
-            guest.conversation.finish()  # type: ignore[union-attr]
+            guest.response_is_whole()
 
     def finish(self, guest: Guest) -> bool:
         """End the body; False when the declared length was not kept, or when its request is over."""
@@ -208,7 +208,7 @@ class OutgoingBody:
             return False
         self.finished = True
         if self.held is None:
-            guest.conversation.finish()  # type: ignore[union-attr]
+            guest.response_is_whole()
         return True
 
 

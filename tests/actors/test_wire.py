@@ -41,7 +41,9 @@ SERVED = st.builds(
     Served, st.integers(100, 599), HEADERS, TEXT, TEXT, MS, MS, TEXT, st.booleans(), TEXT, st.none() | LEASES
 )
 SPANS = st.lists(st.binary(max_size=20), max_size=3).map(tuple)
-ENDINGS = st.builds(Ended, st.sampled_from(Outcome), TEXT, MS, MS, SPANS, LOADS)
+ENDINGS = st.builds(
+    Ended, st.sampled_from(Outcome), TEXT, MS, MS, server=TEXT, start_type=TEXT, queue_ms=MS, spans=SPANS, load=LOADS
+)
 CHUNKS = st.builds(Chunk, st.binary(max_size=100), st.booleans(), st.booleans(), st.none() | ENDINGS)
 VERDICTS = st.builds(Refused, st.sampled_from(RefusalReason), CAPABILITIES) | st.builds(
     Answered, st.none() | SERVED, CHUNKS, st.none() | CAPABILITIES

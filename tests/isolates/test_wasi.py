@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripted_conversation import ScriptedConversation
 
-from isolates.abi import Err, GuestTrap, Ok
+from isolates.abi import GuestTrap, Ok
 from isolates.conversation import BodyLost
 from isolates.engine import Sandbox
 from isolates.isolate import Finished, RunningGuest
