@@ -136,6 +136,8 @@ class Ended:
     server: str = ""
     start_type: str = ""
     queue_ms: float = 0.0
+    home: str = ""
+    hop: bool = False
     spans: tuple[bytes, ...] = ()
     load: Load = field(default_factory=Load)
 

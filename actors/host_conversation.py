@@ -101,7 +101,7 @@ class HostConversation:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing of this request is left in the connection, so that the next may come."""
+        """Whether nothing of this request is on its way: if not, a piece of its body comes before the next request."""
         return not self._pulling
 
     # ------------------------------------------------------------------------------------------------ request body

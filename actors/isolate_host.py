@@ -188,6 +188,7 @@ class IsolateHost:
                         return
                 elif kind is Frame.PREWARM:
                     self.prewarm(REQUEST.decode(payload))
+                # Anything else is the body that a request pulled and ended without; it is before the next request.
         except (LinkBroken, ConversationLost):
             pass  # the client went away, which is how a link ends
         except Undecodable as wrong:
@@ -325,7 +326,7 @@ class IsolateHost:
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
             start_type.value, queue_ms,
         )  # fmt: skip
-        return self._end(link, request, ended, recorder, conversation.take_held()) and conversation.clean
+        return self._end(link, request, ended, recorder, conversation.take_held())
 
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> bool:
         assert isinstance(why, StartFailed)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Outcome, Request, Served
-from actors.wire import ENDED, REQUEST, SERVED
+from actors.wire import ENDED, REQUEST, SERVED, Undecodable
 from isolates.conversation import BodyLost
 
 HEADER = struct.Struct("!IB")
@@ -463,8 +463,8 @@ class LinkServer:
                     self._on_subscribe(connection)
                 else:
                     self._on_notice(kind, payload)
-        except LinkBroken:
-            pass  # the client went away: that is how a link ends
+        except (LinkBroken, Undecodable):
+            pass  # the client went away, or speaks nonsense: that is how a link ends
         finally:
             connection.on_closed = None
             connection.close()

@@ -134,7 +134,9 @@ class Server:
                 if answer.whole:
                     reply.end()
             ended = await answer.ended()
-            reply.ended(replace(ended, spans=(*ended.spans, encode_spans(recorder.spans))))
+            hop = ended.server not in ("", self.name)
+            spans = (*ended.spans, encode_spans(recorder.spans))
+            reply.ended(replace(ended, home=home, hop=hop, spans=spans))
         finally:
             answer.cancel()
 
@@ -212,6 +214,7 @@ class Server:
             served = replace(served, home=home)
 
         def root(ended: Ended) -> None:
+            ended = replace(ended, home=home, hop=ended.server not in ("", self.name))
             status = served.status if served is not None else status_of(ended.outcome).status
             attributes = root_attributes(request, served, ended, status)
             spans = [span for report in ended.spans for span in _spans_of(report)]
@@ -223,8 +226,12 @@ class Server:
             self._collector.report([*spans, *recorder.spans], time.monotonic())
 
         submitted = Submitted(answer, root)
-        chunk = await submitted.next()
-        rest = None if chunk.ended is not None else self._submitted.mint(submitted)
+        try:
+            chunk = await submitted.next()
+            rest = None if chunk.ended is not None else self._submitted.mint(submitted)
+        except BaseException:
+            answer.cancel()  # nobody will ever read the rest
+            raise
         if rest is not None:
             self._keep(self._forget_unread(submitted, rest))
         return encode_plain(
@@ -272,7 +279,16 @@ class Server:
         if plain["epoch"] > self._view.epoch:
             self._view.ring = Ring(plain["epoch"], plain["servers"], plain["secret"])
             self._notify({"revoke_all": True})
+            self._keep(self._meet(list(plain["servers"])))
         return b""
+
+    async def _meet(self, servers: list[str]) -> None:
+        """Meet the other homes before the first request goes to one: an introduction takes several calls."""
+        for server in servers:
+            try:
+                await (await self._peers.get(f"{server}/shard")).call("statistics")
+            except (PeerLost, PeerFailed) as away:
+                _log.info("%s was not met: %s", server, away)
 
     async def apply_change(self, payload: bytes) -> bytes:
         """One change of what is deployed; when some before it were missed, everything is asked for again."""

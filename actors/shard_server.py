@@ -27,7 +27,7 @@ from actors.exchange import (
     Served,
 )
 from actors.link import Frame, LinkAnswer, LinkBroken, Links
-from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
+from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict
 from isolates.artifact import ArtifactStore
@@ -45,13 +45,15 @@ _LOAD_FRESH_S = 1.0
 class LentFrom:
     """A request body that is read over a capability from the machine that got the request."""
 
-    def __init__(self, owner: Peer, capability: Capability) -> None:
-        self._owner = owner
+    def __init__(self, peers: Peers, capability: Capability) -> None:
+        self._peers = peers
         self._capability = capability
 
     async def read(self, bytes_max: int) -> bytes | None:
         try:
-            chunk = CHUNK.decode(await self._owner.call("read_body", CAPABILITY.encode(self._capability)))
+            # The owner is met when there is something to read from it: most requests bring their whole body along.
+            owner = await self._peers.get(self._capability.owner)
+            chunk = CHUNK.decode(await owner.call("read_body", CAPABILITY.encode(self._capability)))
         except (PeerLost, PeerFailed) as lost:
             raise BodyLost from lost
         if chunk.lost:
@@ -131,9 +133,9 @@ class ShardServer:
 
     async def _run(self, visit: Visit, request: Request, lent: Capability) -> Answered | Refused:
         try:
-            body = LentFrom(await self._peers.get(lent.owner), lent)
+            body = LentFrom(self._peers, lent)
             visit.answer = await self._links.exchange(self._host, replace(request, fallback=None), body)
-        except (LinkBroken, PeerLost):
+        except LinkBroken:
             # Nothing was delivered to a guest: to the sender this is a refusal like any other.
             visit.over()
             return Refused(RefusalReason.BUSY, lent)

@@ -37,6 +37,9 @@ def root_attributes(request: Request, served: Served | None, ended: Ended, statu
             attributes[Attr.REFUSED] = served.refused
     elif ended.server:
         attributes[Attr.SERVER] = ended.server
+        attributes[Attr.HOP] = ended.hop
+        if ended.home:
+            attributes[Attr.HOME] = ended.home
         if ended.start_type:
             attributes[Attr.START_TYPE] = ended.start_type
             attributes[Attr.QUEUE_MS] = round(ended.queue_ms, 3)
@@ -55,7 +58,9 @@ def server_timing(served: Served | None, ended: Ended | None = None) -> bytes:
     """
     if served is None:
         ended = ended or Ended(Outcome.INTERNAL_ERROR)
-        served = Served(0, (), ended.server, ended.start_type or "none", ended.queue_ms, ended.cpu_ms)
+        served = Served(
+            0, (), ended.server, ended.start_type or "none", ended.queue_ms, ended.cpu_ms, ended.home, ended.hop
+        )
     parts = [
         f'start;desc="{served.start_type}"',
         f"queue;dur={served.queue_ms:.2f}",

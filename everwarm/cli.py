@@ -6,6 +6,7 @@ Anything slow is imported inside its command, so that ``--help`` answers at once
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -272,9 +273,10 @@ def build(directory: Path, output: Path | None, as_json: bool) -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="The worker's name. Default: of everwarm.toml, or of the file.")
 @click.option("--plan", type=click.Choice(["free", "paid"]), help="Default: of everwarm.toml, or free.")
+@click.option("--prebuilt", is_flag=True, help="Of a folder, deploy the worker.wasm in it as it is.")
 @JSON
-def deploy(source: Path, name: str | None, plan: str | None, as_json: bool) -> None:
-    """Deploy SOURCE: a component file, or a worker's folder, which is built first."""
+def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_json: bool) -> None:
+    """Deploy SOURCE: a component file, or a worker's folder, which is built first (from the cache if it can be)."""
     from everwarm.build import BuildError, ManifestError
     from everwarm.build import build as make
     from everwarm.build.manifest import read_manifest
@@ -289,14 +291,16 @@ def deploy(source: Path, name: str | None, plan: str | None, as_json: bool) -> N
             name, plan = name or manifest.name, plan or manifest.plan.value
             limits = limits_of(manifest)
             component = source / COMPONENT_FILE
-            if not component.exists():
+            if not prebuilt:
                 home = _home()
                 component = make(
                     source, cache_dir=home.builds, toolchain_dir=home.toolchains, progress=_progress
                 ).component
+            elif not component.exists():
+                _fail(f"There is no {component}. Build it first: everwarm build {source}")
     except (BuildError, ManifestError) as failed:
         _fail(failed)
-    name = name or source.stem.replace("_", "-")
+    name = name or re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-") or "worker"
     with _connect() as client:
         try:
             done = client.deploy(name, component, plan=plan or "free", limits=limits, progress=_phases(quiet=as_json))

@@ -34,6 +34,8 @@ from ingress.routes import Routes, is_local, local_host
 from ingress.tls import CertificateStore, server_context
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder
+from tracing.sampling import RequestFacts, Sampler
+from tracing.token_bucket import TokenBucket
 from tracing.trace import Attr, Role, Span, SpanName, TraceContext, parse_traceparent
 from tracing.wire import Malformed, decode_spans, encode_spans
 
@@ -71,29 +73,8 @@ class IngressLimits:
     prewarm_quiet_s: float = 1.0
     prewarmed_max: int = 4_096
     leases_max: int = 100_000
-    #: Traces of unremarkable requests a second that are kept; cold, slow, failed, refused and sharded ones always are.
-    traces_per_s: float = 100.0
-    slow_ms: float = 500.0
     spans_waiting_max: int = 2_048
     spans_every_s: float = 0.05
-
-
-class TokenBucket:
-    """So many a second, and as many at once."""
-
-    def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
-        self._tokens = per_s
-        self._at_s = 0.0
-
-    def take(self, now_s: float) -> bool:
-        """Whether one more is allowed now."""
-        self._tokens = min(self._per_s, self._tokens + (now_s - self._at_s) * self._per_s)
-        self._at_s = now_s
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class ClientBody:
@@ -167,12 +148,12 @@ class Ingress:
         self._head_limits = head_limits or HeadLimits()
         self._routes = Routes()
         self._certificates = CertificateStore(authority, self._pattern_of, certificates)
-        self._unknown_names = TokenBucket(self._limits.unknown_names_per_s)
+        self._unknown_names = TokenBucket(self._limits.unknown_names_per_s, burst_s=2.0)
         self._leases: dict[str, Lease] = {}
         self._leased_versions: dict[str, str] = {}  # version -> worker
         self._prewarmed: OrderedDict[str, float] = OrderedDict()
-        self._prewarm_tokens = TokenBucket(self._limits.prewarms_per_s)
-        self._trace_tokens = TokenBucket(self._limits.traces_per_s)
+        self._prewarm_tokens = TokenBucket(self._limits.prewarms_per_s, burst_s=1.0)
+        self._sampler = Sampler()
         self._spans: list[Span] = []
         self._spans_dropped = 0
         self._requests = 0
@@ -368,22 +349,16 @@ class Ingress:
         )
         return Request(self._entropy(8).hex(), "", head, ""), traceparent
 
-    def keep_trace(self, spans: list[Span], served: Served | None, ended: Ended, total_ms: float) -> None:
-        """Send a request's spans to the Server, if it is remarkable or there is room for an unremarkable one."""
-        remarkable = (
-            served is None
-            or served.start_type != "warm"
-            or served.hop
-            or bool(served.refused)
-            or ended.outcome is not Outcome.OK
-            or total_ms > self._limits.slow_ms
-        )
-        if not remarkable and not self._trace_tokens.take(time.monotonic()):
-            return
+    def wants_trace(self, facts: RequestFacts) -> bool:
+        """Whether the spans of a request are worth reading and sending on."""
+        return self._sampler.keep(facts, time.monotonic())
+
+    def keep_trace(self, spans: list[Span]) -> None:
+        """Send a request's spans to the Server, with the next batch."""
         if len(self._spans) + len(spans) > self._limits.spans_waiting_max:
             self._spans_dropped += len(spans)
-            return
-        self._spans += spans
+        else:
+            self._spans += spans
 
     async def _send_spans(self) -> None:
         while True:
@@ -431,6 +406,7 @@ class _Exchange:
         under_root = self._recorder.context.child(self._root_id)
         self._request = replace(request, traceparent=under_root.traceparent())
         self._sent_bytes = 0
+        self._expected_bytes: int | None = None
         self.head_sent = False
 
     async def run(self, worker: str) -> None:
@@ -481,7 +457,7 @@ class _Exchange:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                if not answer.whole:
+                if not (answer.whole or self._client_has_all):
                     answer.cancel()
                 return
 
@@ -498,6 +474,9 @@ class _Exchange:
             self._ingress.keep_lease(served.lease)
         if lease is not None and not served.home:
             served = replace(served, home=lease.home)
+        length = next((v for n, v in served.headers if n == "content-length"), b"")
+        # A client knows that its answer is whole by its length, often before the guest has said so.
+        self._expected_bytes = 0 if self._is_head else int(length) if length.isdigit() else None
         await self._start(served.status, [*_for_client(served.headers), (b"server-timing", server_timing(served))])
         while (data := await answer.read()) is not None:
             self._sent_bytes += len(data)
@@ -537,6 +516,11 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b"" if self._is_head else page})
 
     @property
+    def _client_has_all(self) -> bool:
+        """Whether every byte that the answer's head announced is on its way."""
+        return self._expected_bytes is not None and self._sent_bytes >= self._expected_bytes
+
+    @property
     def _is_head(self) -> bool:
         return self._request.head.method == "HEAD"
 
@@ -546,8 +530,19 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _tell(self, served: Served | None, ended: Ended, status: int) -> None:
-        """Put the trace together: the root, and what every role on the way reported."""
+        """Put the trace together, if it is kept: the root, and what every role on the way reported."""
         now_ns = time.time_ns()
+        facts = RequestFacts(
+            trace_id=self._recorder.context.trace_id,
+            start_type=ended.start_type or (served.start_type if served else None),
+            outcome=ended.outcome.value,
+            refused=served.refused if served else None,
+            hop=served.hop if served else ended.hop,
+            error=is_error(ended.outcome),
+            duration_ms=(now_ns - self._began_ns) / 1e6,
+        )
+        if not self._ingress.wants_trace(facts):
+            return
         spans: list[Span] = []
         for report in ended.spans:
             decoded = decode_spans(report)
@@ -560,9 +555,9 @@ class _Exchange:
         attributes[Attr.STAGES] = len(spans) + 1
         root = self._recorder.span(
             SpanName.REQUEST, self._began_ns, now_ns, attributes, span_id=self._root_id,
-            parent=NO_PARENT if self._given is None else None, error=is_error(ended.outcome),
+            parent=NO_PARENT if self._given is None else None, error=facts.error,
         )  # fmt: skip
-        self._ingress.keep_trace([root, *spans], served, ended, (now_ns - self._began_ns) / 1e6)
+        self._ingress.keep_trace([root, *spans])
 
 
 class _BrokenOff(Exception):

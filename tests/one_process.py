@@ -284,6 +284,8 @@ class OneProcess:
             Machine(f"server-{i + 1}", directory, self._sockets, self.peers, self.failures) for i in range(servers)
         ]
         self._names = itertools.count(1)
+        #: The time limit of the test, for whoever moves the clock.
+        self.limit: asyncio.Timeout
 
     def __getitem__(self, number: int) -> Machine:
         """A machine by its number, from 1."""
@@ -379,12 +381,20 @@ def component(zig: str) -> bytes:
     return (ZIG / zig / "worker.wasm").read_bytes()
 
 
-async def compiled_zig(directory: Path, names: list[str]) -> dict[str, Stored]:
-    """Compile example workers once, as a deploy does; ``directory`` then seeds the clusters of all tests."""
+@dataclass(frozen=True)
+class Compiled:
+    """The example workers, compiled: a directory that seeds a ControlPlane, and each worker's artifact."""
+
+    directory: Path
+    workers: dict[str, Stored]
+
+
+async def compiled_zig(directory: Path) -> Compiled:
+    """Compile the example workers once, as a deploy does."""
     deployer = Deployer(directory)
     stored = {}
-    for name in names:
-        one = await deployer.store(component(name), Limits.for_plan(Plan.PAID), lambda phase: None)
+    for path in sorted(ZIG.glob("*/worker.wasm")):
+        one = await deployer.store(path.read_bytes(), Limits.for_plan(Plan.PAID), lambda phase: None)
         assert isinstance(one, Stored), one
-        stored[name] = one
-    return stored
+        stored[path.parent.name] = one
+    return Compiled(directory, stored)

@@ -20,7 +20,7 @@ PURE = {
     *(f"actors.{n}" for n in "dispatch admission routing residency capability exchange worker".split()),
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation".split()),
-    *(f"tracing.{n}" for n in "trace sampling summary redaction waterfall".split()),
+    *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),
 }
 #: What a pure file never does: look at a clock, roll dice, talk to the world.
 IMPURE = set("time random secrets os io pathlib socket select ssl threading asyncio subprocess multiprocessing".split())

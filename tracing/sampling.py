@@ -13,6 +13,7 @@ import hashlib
 from dataclasses import dataclass
 
 from tracing.summary import TraceSummary
+from tracing.token_bucket import TokenBucket
 
 _ALWAYS_STARTS = frozenset({"cold", "prewarm"})
 
@@ -33,52 +34,50 @@ class SamplingRates:
     burst_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What an edge knows of a request before anybody reads its spans."""
+
+    trace_id: str
+    start_type: str | None
+    outcome: str | None
+    refused: str | None
+    hop: bool
+    error: bool
+    duration_ms: float
+
+
+Facts = TraceSummary | RequestFacts
+
+
 class Sampler:
     """Answers once for each finished trace. `now_s` is any clock that does not run backwards."""
 
     def __init__(self, rates: SamplingRates = SamplingRates()) -> None:
         self._rates = rates
-        self._steady = _Bucket(rates.steady_per_s, rates.burst_s)
-        self._ceiling = _Bucket(rates.ceiling_per_s, rates.burst_s)
+        self._steady = TokenBucket(rates.steady_per_s, rates.burst_s)
+        self._ceiling = TokenBucket(rates.ceiling_per_s, rates.burst_s)
 
     def __repr__(self) -> str:
         return f"<Sampler steady={self._steady.level:.1f} ceiling={self._ceiling.level:.1f}>"
 
-    def remarkable(self, summary: TraceSummary) -> bool:
+    def remarkable(self, facts: Facts) -> bool:
         """True when a trace is kept for what it is, not by chance."""
         return (
-            summary.start_type in _ALWAYS_STARTS
-            or summary.error
-            or (summary.outcome is not None and summary.outcome != "ok")
-            or summary.refused is not None
-            or summary.hop
-            or summary.duration_ms > self._rates.slow_ms
+            facts.start_type in _ALWAYS_STARTS
+            or facts.error
+            or (facts.outcome is not None and facts.outcome != "ok")
+            or bool(facts.refused)
+            or facts.hop
+            or facts.duration_ms > self._rates.slow_ms
         )
 
-    def keep(self, summary: TraceSummary, now_s: float) -> bool:
+    def keep(self, facts: Facts, now_s: float) -> bool:
         """True when this trace is to be kept."""
-        wanted = self.remarkable(summary) or self._steady.take(now_s) or self._by_ratio(summary.trace_id)
+        wanted = self.remarkable(facts) or self._steady.take(now_s) or self._by_ratio(facts.trace_id)
         return wanted and self._ceiling.take(now_s)
 
     def _by_ratio(self, trace_id: str) -> bool:
         # Hashed: not every client draws its ids at random.
         digest = hashlib.blake2b(trace_id.encode("ascii", "replace"), digest_size=7).digest()
         return int.from_bytes(digest, "big") < self._rates.ratio * 2**56
-
-
-class _Bucket:
-    def __init__(self, per_s: float, burst_s: float) -> None:
-        self._per_s = per_s
-        # A rate below one in two seconds still lets one through when its time has come.
-        self._capacity = max(per_s * burst_s, 1.0) if per_s > 0 else 0.0
-        self.level = self._capacity
-        self._filled_s: float | None = None
-
-    def take(self, now_s: float) -> bool:
-        if self._filled_s is not None:
-            self.level = min(self._capacity, self.level + max(0.0, now_s - self._filled_s) * self._per_s)
-        self._filled_s = now_s if self._filled_s is None else max(self._filled_s, now_s)
-        if self.level < 1.0:
-            return False
-        self.level -= 1.0
-        return True

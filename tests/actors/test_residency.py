@@ -426,7 +426,7 @@ class HostOfIsolates(RuleBasedStateMachine):
         decisions = self.residency.released(isolate, keep=keep, now_s=self.now_s)
         kept = isolate not in closed(decisions[:1])
         assert kept <= keep
-        if kept or decisions[0] == Close(isolate, version, last=True) and keep:
+        if kept or (decisions[0] == Close(isolate, version, last=True) and keep):
             self.idle[isolate] = version
             self.carry_out(decisions)
         else:

@@ -1,5 +1,6 @@
 """Values survive the way as bytes; anything else is Undecodable and nothing worse."""
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -86,10 +87,8 @@ def test_cut_bytes_are_undecodable(codec: Codec[Any], values: st.SearchStrategy[
 @given(st.binary(max_size=200))
 def test_junk_is_undecodable_or_a_value(junk: bytes) -> None:
     for codec, _ in CODECS:
-        try:
+        with suppress(Undecodable):
             codec.decode(junk)
-        except Undecodable as wrong:
-            assert str(wrong).startswith("not a ")
     with pytest.raises(Undecodable):
         decode_verdict(junk)
 

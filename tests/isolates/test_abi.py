@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted_conversation import ScriptedConversation
 
 from isolates import abi
 from isolates.abi import Err, Interface, Ok, World
@@ -26,6 +25,7 @@ from isolates.isolate import Finished, Isolate
 from isolates.limits import IsolateLimits, Verdict
 from isolates.outcome import Outcome
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC, compiled_text, handler
+from tests.scripted_conversation import ScriptedConversation
 
 
 class Thing:
@@ -464,7 +464,7 @@ class TestLeaks:
     def test_calls_do_not_grow_the_process(
         self, name: str, value: Any, calls: int, bound_mib: int, values_box: ValuesSandbox, load: Load
     ) -> None:
-        """A leak of what one of these values consists of would be 6 MiB and more; 300 for the bytes, a byte being 32."""
+        """A leak of what one of these values consists of would be 6 MiB and more (300 for the bytes)."""
         case, isolate = CASES[name], started(values_box, load(case_text(name)))
         things = value == "things"
 

@@ -1,10 +1,10 @@
 import pytest
-from scripted_conversation import ScriptedConversation
 
 from isolates import memory_map
 from isolates.limits import MIB
 from isolates.memory_map import LinearMemory, largest_gone, parse
 from tests.isolates.conftest import Guests, Start
+from tests.scripted_conversation import ScriptedConversation
 
 GIB = 1 << 30
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_conversation import ScriptedConversation
 
 from isolates.abi import GuestTrap, Ok
 from isolates.conversation import BodyLost
@@ -19,6 +18,7 @@ from isolates.wasi.http import FORBIDDEN, DeniedBody, Fields, IncomingRequest, O
 from isolates.wasi.io import CLOSED, READ_BYTES_MAX, WRITE_BYTES_MAX, EmptyInput
 from tests.isolates.conftest import Start, TextGuest
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC
+from tests.scripted_conversation import ScriptedConversation
 
 Host = Callable[..., Any]
 
@@ -107,7 +107,7 @@ class TestFields:
             assert fields.items == [("a", b"1")]
 
     @pytest.mark.parametrize("limits", [{"headers_max": 3}, {"header_bytes_max": 30}])
-    def test_a_guest_that_fills_the_host_with_fields_is_ended(self, limits: dict[str, int], types: Functions) -> None:
+    def test_a_guest_that_fills_the_host_with_fields_is_ended(self, limits: dict[str, Any], types: Functions) -> None:
         guest, fields = guest_for(**limits), Fields([], mutable=True)
         for _ in range(3):
             types["[method]fields.append"](guest, fields, "abcde", b"12345")

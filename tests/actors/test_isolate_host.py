@@ -1,0 +1,409 @@
+"""A real host with real guests, asked over its socket."""
+
+import asyncio
+import hashlib
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from one_process import Compiled, Got, HeldBody, Pieces, collect, request, upload, wait_until
+
+from actors.exchange import Ended, Load, Request
+from actors.host_conversation import LinkSocket
+from actors.isolate_host import HostLimits, IsolateHost
+from actors.link import Frame, LinkAnswer, LinkBroken, Links, frame
+from actors.residency import ResidencyLimits
+from actors.wire import ENDED, REQUEST
+from isolates.artifact import ArtifactStore
+from isolates.outcome import Outcome
+from tracing.trace import Attr, SpanName
+from tracing.wire import decode_spans
+
+MIB = 1 << 20
+
+
+@dataclass
+class Asked:
+    """A host and a client of it."""
+
+    host: IsolateHost
+    path: str
+    compiled: Compiled
+    notices: list[str]
+    links: Links = field(default_factory=Links)
+
+    def request(
+        self, worker: str, path: str = "/", method: str = "GET", version: str = "", **fields: object
+    ) -> Request:
+        """A request as a Server makes it: with version and code. Limits are plenty unless the test is about them."""
+        digest = self.compiled.workers[worker].compiled.component_digest if worker in self.compiled.workers else worker
+        limits = {"cpu_ms": 10_000, "wall_ms": 10_000, **fields.pop("limits", {})}  # type: ignore[dict-item]
+        return request(
+            worker, path, method, version=version or f"v-{worker}", component_digest=digest, limits=limits, **fields
+        )
+
+    async def begin(self, asked: Request, body: Pieces | HeldBody | None = None) -> LinkAnswer:
+        return await self.links.exchange(self.path, asked, body or Pieces())
+
+    async def ask(self, worker: str, path: str = "/", **fields: object) -> Got:
+        return await collect(await self.begin(self.request(worker, path, **fields)))  # type: ignore[arg-type]
+
+    async def statistic(self, name: str, value: object) -> None:
+        """Wait until a counter of the host has a value."""
+
+        async def reached() -> bool:
+            return self.host.statistics()[name] == value
+
+        await wait_until(reached, f"{name} is {value}: {self.host.statistics()}")
+
+
+Make = Callable[..., Asked]
+
+
+@pytest.fixture
+def make(zig: Compiled, tmp_path: Path) -> Iterator[Make]:
+    sockets = Path(tempfile.mkdtemp(prefix="ew-"))
+    made: list[Asked] = []
+
+    def one(residency: ResidencyLimits | None = None, limits: HostLimits | None = None) -> Asked:
+        store = ArtifactStore(tmp_path / "code")
+        for stored in zig.workers.values():
+            about = stored.compiled
+            store.install(about.component_digest, stored.artifact_path.read_bytes(), about.artifact_digest)
+        notices: list[str] = []
+        host = IsolateHost(
+            "host",
+            sockets / "h.sock",
+            tmp_path / "code",
+            server="server-1",
+            tell_server=lambda kind, payload: notices.append(payload.decode()),
+            residency_limits=residency,
+            limits=limits,
+        )
+        asked = Asked(host, host.start(), zig, notices)
+        made.append(asked)
+        return asked
+
+    yield one
+    for asked in made:
+        asked.host.stop()
+    shutil.rmtree(sockets)
+
+
+def play(scenario: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+# ----------------------------------------------------------------------------------------------------- good answers
+
+
+def test_hello_and_the_kinds_of_start(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        got = await there.ask("hello", "/a?b")
+        assert got.body == b"hello from Zig\nyou asked for /a\n"
+        assert got.served is not None
+        assert (got.served.status, got.served.start_type, got.served.server) == (200, "cold", "server-1")
+        assert (got.ended.outcome, got.whole) == (Outcome.OK, True)
+        again = await there.ask("hello")
+        assert again.served is not None
+        assert again.served.start_type == "warm"
+        await there.links.tell(there.path, Frame.PREWARM, REQUEST.encode(there.request("echo")))
+        await there.statistic("isolates", 2)
+        await there.statistic("warm_versions", ["v-echo", "v-hello"])
+        ahead = await there.ask("echo")
+        assert ahead.served is not None
+        assert ahead.served.start_type == "prewarm"
+        assert there.notices == ["warm v-hello", "warm v-echo"]
+        assert there.host.statistics()["cold_starts"] == {"first-ever": 1}
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("path", ["/", "/?digest"])
+def test_a_mebibyte_is_pulled_through(make: Make, path: str) -> None:
+    async def scenario() -> None:
+        there, data = make(), bytes(range(256)) * (MIB // 256)
+        fields, rest = upload(data)
+        got = await collect(await there.begin(there.request("echo", path, "POST", **fields), rest))
+        assert (got.ended.outcome, got.whole) == (Outcome.OK, True)
+        digest = f"sha256={hashlib.sha256(data).hexdigest()} bytes={MIB}\n".encode()
+        assert got.body == (data if path == "/" else digest)
+
+    play(scenario())
+
+
+def test_a_stream_arrives_while_it_is_made(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        answer = await there.begin(there.request("stream", "/?chunks=3&interval_ms=100"))
+        assert await answer.served() is not None
+        assert await answer.read() == b"chunk 0\n"
+        assert not answer.ready()  # the guest still waits to make the next
+        pieces = [piece async for piece in _rest(answer)]
+        assert b"".join(pieces) == b"chunk 1\nchunk 2\n"
+        ended = await answer.ended()
+        assert (ended.outcome, answer.whole) == (Outcome.OK, True)
+        assert ended.wall_ms >= 200
+        assert ended.cpu_ms < 100
+
+    async def _rest(answer: LinkAnswer):  # type: ignore[no-untyped-def]
+        while (piece := await answer.read()) is not None:
+            yield piece
+
+    play(scenario())
+
+
+def test_many_at_once_are_all_answered_by_siblings(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        many = [there.ask("stream", "/?chunks=3&interval_ms=20") for _ in range(20)]
+        for got in await asyncio.gather(*many):
+            assert (got.ended.outcome, got.body) == (Outcome.OK, b"chunk 0\nchunk 1\nchunk 2\n")
+        seen = there.host.statistics()
+        assert seen["outcomes"] == {"ok": 20}
+        assert 2 <= int(str(seen["isolates"])) <= ResidencyLimits().siblings_max
+        await there.statistic("running", 0)
+
+    play(scenario())
+
+
+def test_the_last_word_tells_what_happened(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        got = await there.ask("hello")
+        (report,) = got.ended.spans
+        spans = decode_spans(report)
+        assert isinstance(spans, list)
+        assert {SpanName.MAP, SpanName.INSTANTIATE, SpanName.HANDLER} <= {span.name for span in spans}
+        (handler,) = (span for span in spans if span.name is SpanName.HANDLER)
+        assert handler.attributes[Attr.START_TYPE] == "cold"
+        assert handler.attributes[Attr.OUTCOME] == "ok"
+        assert (got.ended.load.isolates, got.ended.load.running) == (1, 0)
+        assert got.ended.load != Load()
+
+    play(scenario())
+
+
+# -------------------------------------------------------------------------------------------------------- bad guests
+
+
+@pytest.mark.parametrize(
+    ("worker", "path", "limits", "outcome"),
+    [
+        ("trap", "/", {}, Outcome.EXCEPTION),
+        ("silent", "/", {}, Outcome.HUNG),
+        ("spin", "/", {"cpu_ms": 20}, Outcome.EXCEEDED_CPU),
+        ("hoard", "/", {"memory_hard_bytes": 32 * MIB}, Outcome.EXCEEDED_MEMORY),
+        ("stream", "/?chunks=100&interval_ms=50", {"wall_ms": 200}, Outcome.EXCEEDED_WALL_TIME),
+        ("slow_start", "/", {"startup_cpu_ms": 5}, Outcome.EXCEEDED_CPU),
+    ],
+)
+def test_a_guest_that_misbehaves_ends_alone(
+    make: Make, worker: str, path: str, limits: dict[str, int], outcome: Outcome
+) -> None:
+    async def scenario() -> None:
+        there = make()
+        got = await there.ask(worker, path, limits=limits)
+        assert (got.ended.outcome, got.whole) == (outcome, False)
+        assert "/" not in got.ended.reason
+        fine = await there.ask("hello")
+        assert fine.ended.outcome is Outcome.OK
+        again = await there.ask(worker, path, limits=limits)
+        assert again.ended.outcome is outcome
+        await there.statistic("running", 0)
+
+    play(scenario())
+
+
+def test_a_torn_isolate_is_never_seen_again(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        for expected in (b"ok 1\n", b"ok 2\n"):
+            assert (await there.ask("trap", "/?ok")).body == expected
+        assert (await there.ask("trap")).ended.outcome is Outcome.EXCEPTION
+        fresh = await there.ask("trap", "/?ok")
+        assert fresh.body == b"ok 1\n"
+        assert fresh.served is not None
+        assert fresh.served.start_type == "cold"
+        assert there.host.statistics()["cold_starts"] == {"first-ever": 1, "condemned": 1}
+        assert there.notices == ["warm v-trap", "cold v-trap", "warm v-trap"]
+
+    play(scenario())
+
+
+def test_code_that_is_not_here(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        for digest in ("ab" * 32, "../../etc/passwd"):
+            got = await there.ask(digest)
+            assert (got.served, got.ended.outcome) == (None, Outcome.INTERNAL_ERROR)
+            assert "/" not in got.ended.reason
+            assert digest not in got.ended.reason
+        assert there.host.statistics()["isolates"] == 0
+
+    play(scenario())
+
+
+# ------------------------------------------------------------------------------------------------- leaving, waiting
+
+
+def test_a_client_that_leaves_stops_a_guest_that_computes(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        answer = await there.begin(there.request("spin"))
+        await there.statistic("running", 1)
+        answer.cancel()
+        began_s = time.monotonic()
+        await there.statistic("running", 0)
+        assert time.monotonic() - began_s < 5  # far below its CPU limit
+        await there.statistic("connections", 0)
+        assert (await there.ask("hello")).ended.outcome is Outcome.OK
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("path", ["/?chunks=10000&interval_ms=10", "/?chunks=2&interval_ms=10000"])
+def test_a_client_that_leaves_stops_a_guest_that_waits(make: Make, path: str) -> None:
+    async def scenario() -> None:
+        there = make()
+        answer = await there.begin(there.request("stream", path))
+        assert await answer.served() is not None
+        answer.cancel()
+        await there.statistic("running", 0)
+
+    play(scenario())
+
+
+def test_a_client_that_leaves_stops_a_guest_that_waits_for_its_body(make: Make) -> None:
+    async def scenario() -> None:
+        there, body = make(), HeldBody()
+        answer = await there.begin(there.request("echo", "/?digest", "POST", body_complete=False), body)
+        reading = asyncio.create_task(collect(answer))
+        await body.asked.wait()
+        answer.cancel()
+        await there.statistic("running", 0)
+        assert (await reading).ended.outcome in (Outcome.CANCELED, Outcome.INTERNAL_ERROR)
+
+    play(scenario())
+
+
+def test_a_late_piece_of_a_body_does_not_meet_the_next_request(make: Make) -> None:
+    """The guest ended while its pull was on its way; the connection goes on, without that piece."""
+    there = make()
+    connected = socket.socket(socket.AF_UNIX)
+    connected.connect(there.path)
+    link = LinkSocket(connected)
+
+    def ended() -> Ended:
+        while True:
+            received = link.receive(10.0)
+            assert received is not None
+            if received[0] is Frame.ENDED:
+                return ENDED.decode(received[1])
+
+    impatient = there.request("echo", "/?digest", "POST", body_complete=False, limits={"wall_ms": 100})
+    link.send(frame(Frame.REQUEST, REQUEST.encode(impatient)))
+    assert link.receive(10.0) == (Frame.PULL, (65_536).to_bytes(4))
+    assert ended().outcome is Outcome.EXCEEDED_WALL_TIME
+    link.send(frame(Frame.BODY, b"late"))
+    link.send(frame(Frame.REQUEST, REQUEST.encode(there.request("hello"))))
+    assert ended().outcome is Outcome.OK
+    link.close()
+
+
+def test_a_line_that_is_full_sheds_and_goes_on(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(siblings_max=1, queue_max=2))
+        spinning = await there.begin(there.request("spin"))
+        await there.statistic("running", 1)
+        waiting = [asyncio.create_task(there.ask("spin", "/?rounds=1")) for _ in range(2)]
+        await there.statistic("queued", 2)
+        shed = await there.ask("spin", "/?rounds=1")
+        assert (shed.served, shed.ended.outcome) == (None, Outcome.LOAD_SHED)
+        assert (await there.ask("hello")).ended.outcome is Outcome.OK  # another worker has a line of its own
+        spinning.cancel()
+        for got in await asyncio.gather(*waiting):
+            assert got.ended.outcome is Outcome.OK
+            assert got.served is not None
+            assert got.served.queue_ms > 0
+        assert there.host.statistics()["queued"] == 0
+
+    play(scenario())
+
+
+def test_nobody_waits_in_line_for_ever(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(siblings_max=1), HostLimits(queue_s_max=0.05))
+        spinning = await there.begin(there.request("spin"))
+        await there.statistic("running", 1)
+        got = await there.ask("spin", "/?rounds=1")
+        assert got.ended.outcome is Outcome.LOAD_SHED
+        assert there.host.statistics()["queued"] == 0
+        spinning.cancel()
+        await there.statistic("running", 0)
+
+    play(scenario())
+
+
+def test_a_version_that_is_dropped_leaves_and_comes_back_cold(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        await there.ask("hello")
+        there.host.drop_version("v-hello")
+        assert there.host.statistics()["isolates"] == 0
+        assert there.notices[-1] == "cold v-hello"
+        got = await there.ask("hello")
+        assert got.served is not None
+        assert got.served.start_type == "cold"
+        assert there.host.statistics()["cold_starts"] == {"first-ever": 1, "deploy": 1}
+
+    play(scenario())
+
+
+def test_a_house_that_is_full_evicts_what_is_idle(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(isolates_max=2))
+        for number in range(5):
+            assert (await there.ask("hello", version=f"v{number}")).ended.outcome is Outcome.OK
+        seen = there.host.statistics()
+        assert (seen["isolates"], seen["evictions"]) == (2, 3)
+        assert sum(notice.startswith("cold ") for notice in there.notices) == 3
+
+    play(scenario())
+
+
+def test_nonsense_ends_its_link_alone(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        await there.links.tell(there.path, Frame.REQUEST, b"nonsense")
+        await there.statistic("connections", 0)
+        assert (await there.ask("hello")).ended.outcome is Outcome.OK
+
+    play(scenario())
+
+
+def test_a_host_that_stops_is_gone_for_its_clients(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        answer = await there.begin(there.request("stream", "/?chunks=10000&interval_ms=10"))
+        assert await answer.served() is not None
+        there.host.stop()
+        while await answer.read() is not None:
+            pass
+        assert (await answer.ended()).outcome is Outcome.INTERNAL_ERROR
+        assert not answer.whole
+        with pytest.raises(LinkBroken):
+            await there.begin(there.request("hello"))
+        await there.statistic("running", 0)
+
+    play(scenario())
