@@ -137,36 +137,42 @@ def fingerprint() -> str:
 
 
 class Ticker:
-    """Increments the engine's epoch every millisecond while at least one guest runs. Use as ``with ticker:``."""
+    """Increments the engine's epoch every millisecond while guests run. Use as ``with ticker:`` on the guest's thread.
+
+    Who enters takes no lock: a lock between guests and ticker makes each request wait for the ticker to get the GIL.
+    Adding to and discarding from a set are atomic under the GIL, and the ticker looks again before it goes to sleep.
+    """
+
+    #: Ticks without a guest before the thread sleeps: requests come in bursts, and waking it costs as much as a tick.
+    _IDLE_TICKS_MAX = 100
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine.ptr()
-        self._running = 0
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._guests: set[int] = set()  # by thread: bounded by the threads of this process
+        self._awake = threading.Event()
+        threading.Thread(target=self._tick, name="epoch-ticker", daemon=True).start()
 
     def __enter__(self) -> None:
-        with self._wake:
-            self._running += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._tick, name="epoch-ticker", daemon=True)
-                self._thread.start()
-            elif self._running == 1:
-                self._wake.notify()
+        self._guests.add(threading.get_ident())
+        if not self._awake.is_set():
+            self._awake.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._wake:
-            self._running -= 1
+        self._guests.discard(threading.get_ident())
 
     def _tick(self) -> None:
+        idle_ticks = 0
         while True:
-            with self._wake:
-                while not self._running:
-                    self._wake.wait()
             time.sleep(TICK_S)
             engine_increment_epoch(self._engine)
+            idle_ticks = 0 if self._guests else idle_ticks + 1
+            if idle_ticks > self._IDLE_TICKS_MAX:
+                self._awake.clear()
+                if not self._guests:
+                    self._awake.wait()
+                idle_ticks = 0
 
 
 class Sandbox:
