@@ -48,6 +48,7 @@ class RefusalReason(StrEnum):
     MEMORY = "memory"
     DRAINING = "draining"
     NOT_HERE = "not-here"  # the code is not in place on this machine
+    AWAY = "away"  # the machine's host cannot be reached
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ class LinkSocket:
     """A connected Unix socket that speaks frames, for one thread."""
 
     def __init__(self, connected: socket.socket) -> None:
+        # Blocking, so that waiting for the next request is one call; what must not block says so each time.
         self.socket = connected
-        connected.setblocking(False)
+        connected.setblocking(True)
         self._reader = FrameReader()
         self._frames: list[tuple[Frame, bytes]] = []
         self._input = select.poll()
@@ -41,13 +42,10 @@ class LinkSocket:
         """The next frame, or None when the time is over. ``LinkBroken`` when none will come."""
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._frames:
-            wait_ms = None if until_s is None else max(0.0, (until_s - time.monotonic()) * 1e3)
-            if not self._input.poll(wait_ms):
+            if until_s is not None and not self._input.poll(max(0.0, (until_s - time.monotonic()) * 1e3)):
                 return None
             try:
                 data = self.socket.recv(WINDOW_BYTES_MAX + HEADER.size)
-            except BlockingIOError:
-                continue
             except OSError as broken:
                 raise LinkBroken(str(broken)) from broken
             if not data:
@@ -60,7 +58,7 @@ class LinkSocket:
         view = memoryview(data)
         while view:
             try:
-                view = view[self.socket.send(view) :]
+                view = view[self.socket.send(view, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 events = self._output.poll(_STALLED_S * 1e3)
                 if not events or events[0][1] & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):

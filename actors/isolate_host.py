@@ -9,6 +9,7 @@ Nothing a guest does ends this process on purpose; when the engine itself crashe
 
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
@@ -93,6 +94,8 @@ class IsolateHost:
         self._tell_server = tell_server
         self._limits = limits or HostLimits()
         self._box = sandbox()
+        # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
+        self._ids = random.Random(secrets.randbits(128)).randbytes
         self._lock = threading.Lock()
         self._residency = Residency(residency_limits or ResidencyLimits())
         self._isolates: dict[int, Isolate] = {}
@@ -188,6 +191,8 @@ class IsolateHost:
                         return
                 elif kind is Frame.PREWARM:
                     self.prewarm(REQUEST.decode(payload))
+                elif kind is Frame.NOTICE:
+                    self.drop_version(payload.decode())
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
         except (LinkBroken, ConversationLost):
             pass  # the client went away, which is how a link ends
@@ -240,7 +245,7 @@ class IsolateHost:
     def _serve(self, link: LinkSocket, request: Request) -> bool:
         """Run one request; returns whether the link can be used for another."""
         arrived_ns = time.time_ns()
-        recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, secrets.token_bytes)
+        recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, self._ids)
         ticket = _Ticket()
         with self._lock:
             decisions = self._residency.requested(
@@ -388,6 +393,8 @@ class IsolateHost:
                 decisions = self._residency.started(decision.isolate, (ready_ns - mapping_ns) / 1e6, now_s)
         self._carry_out(decisions)
         if isinstance(started, StartFailed):
+            # A refusal sticks until this machine's isolate is gone, and now there is none.
+            self._tell_server(Frame.NOTICE, f"cold {request.version}".encode())
             return started
         self._tell_server(Frame.NOTICE, f"warm {request.version}".encode())
         if recorder is not None:

@@ -306,7 +306,16 @@ class Server:
         if old is not None:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
+            for version in gone:
+                self._keep(self._drop(version))
         self._notify(notice)
+
+    async def _drop(self, version: str) -> None:
+        """A version is no longer deployed: its isolates need not live until they are evicted."""
+        try:
+            await self._links.tell(self._host, Frame.NOTICE, version.encode())
+        except LinkBroken as away:
+            _log.info("%s was not told to drop %s: %s", self._host, version, away)
 
     async def sync(self) -> None:
         """Ask the ControlPlane for everything that is deployed."""

@@ -36,6 +36,9 @@ from tracing.trace import Attr, AttributeValue, SpanName
 
 _log = logging.getLogger("everwarm.shard_client")
 
+#: Refusals that say nothing of the home's room: like a home that is not there, they do not stick.
+_PASSING = frozenset({RefusalReason.DRAINING, RefusalReason.AWAY})
+
 RunHere = Callable[[Request, BodySource], Awaitable[Answer]]
 
 
@@ -168,7 +171,7 @@ class ShardClient:
         self.counts.refused += 1
         command = offer.journey.on(Event.REFUSED)
         offer.release(verdict.reason.value)
-        if command is Command.RUN_HERE_AND_REMEMBER and verdict.reason is not RefusalReason.DRAINING:
+        if command is Command.RUN_HERE_AND_REMEMBER and verdict.reason not in _PASSING:
             self.refusals.remember(request.version, verdict.reason)
         local = await self._run_here(replace(request, cold_cause=ColdCause.REFUSED.value), body)
         return RefusedAnswer(local, verdict.reason)

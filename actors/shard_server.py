@@ -138,7 +138,7 @@ class ShardServer:
         except LinkBroken:
             # Nothing was delivered to a guest: to the sender this is a refusal like any other.
             visit.over()
-            return Refused(RefusalReason.BUSY, lent)
+            return Refused(RefusalReason.AWAY, lent)
         if visit.is_over:
             visit.answer.cancel()  # the client left while this machine was still connecting to its host
         served: Served | None = await visit.answer.served()

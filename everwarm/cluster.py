@@ -11,6 +11,7 @@ import asyncio
 import gc
 import logging
 import os
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -95,6 +96,11 @@ class World:
 # ------------------------------------------------------------------------------------------------ how roles start
 
 
+def _ids() -> Callable[[int], bytes]:
+    """A source of ids: different everywhere, and not secret, so without a system call for each."""
+    return random.Random(secrets.randbits(128)).randbytes
+
+
 async def _start_control(world: World) -> Started:
     control = ControlPlane(
         Home(Path(world.config.home)).control, peers=world.peers, now_ms=lambda: int(time.time() * 1000)
@@ -135,7 +141,7 @@ async def _start_server(world: World) -> Started:
         code_directory=world.code,
         links=Links(),
         peers=world.peers,
-        entropy=secrets.token_bytes,
+        entropy=_ids(),
         exporter=exporter,
     )
     world.socket("server").unlink(missing_ok=True)
@@ -176,7 +182,7 @@ async def _start_ingress(world: World) -> Started:
         links=Links(),
         authority=authority,
         certificates=Path(config.certificates) if config.certificates else None,
-        entropy=secrets.token_bytes,
+        entropy=_ids(),
     )
     port = await ingress.start()
 
