@@ -24,7 +24,7 @@ import msgspec
 import uvicorn
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
-from actors.link import Answer, Connection, Frame, LinkBroken, Links
+from actors.link import Answer, Connection, Frame, LinkAnswer, LinkBroken, Links
 from actors.stage import is_error, root_attributes, server_timing
 from actors.view import decode_plain
 from actors.wire import REQUEST
@@ -41,6 +41,8 @@ from tracing.wire import Malformed, decode_spans, encode_spans
 
 _log = logging.getLogger("everwarm.ingress")
 
+#: Statuses whose answers have no body, and no length either.
+_BODILESS = frozenset((204, 304))
 #: The connection is left to ``http_limits``, which reads on for a while, so that the client can read this.
 _TOO_LARGE = Failure(413, "bodyTooLarge", "The request body is too large.")
 
@@ -407,6 +409,7 @@ class _Exchange:
         self._request = replace(request, traceparent=under_root.traceparent())
         self._sent_bytes = 0
         self._expected_bytes: int | None = None
+        self._ended = False
         self.head_sent = False
 
     async def run(self, worker: str) -> None:
@@ -461,7 +464,7 @@ class _Exchange:
                     answer.cancel()
                 return
 
-    async def _answer(self, answer: Answer, body: ClientBody, lease: Lease | None) -> None:
+    async def _answer(self, answer: LinkAnswer, body: ClientBody, lease: Lease | None) -> None:
         served = await answer.served()
         if served is None:
             ended = await answer.ended()
@@ -474,19 +477,31 @@ class _Exchange:
             self._ingress.keep_lease(served.lease)
         if lease is not None and not served.home:
             served = replace(served, home=lease.home)
-        length = next((v for n, v in served.headers if n == "content-length"), b"")
+        headers = [*_for_client(served.headers), (b"server-timing", server_timing(served))]
+        length = next((v for n, v in served.headers if n == "content-length"), None)
+        first = await _arrived(answer)
+        if answer.whole and length is None and not self._is_head and served.status not in _BODILESS:
+            # All of it is here: a length costs one write less than chunks, and lets the client see the end at once.
+            length = str(len(first)).encode()
+            headers.append((b"content-length", length))
         # A client knows that its answer is whole by its length, often before the guest has said so.
-        self._expected_bytes = 0 if self._is_head else int(length) if length.isdigit() else None
-        await self._start(served.status, [*_for_client(served.headers), (b"server-timing", server_timing(served))])
-        while (data := await answer.read()) is not None:
-            self._sent_bytes += len(data)
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        if answer.whole:
-            await self._send({"type": "http.response.body", "body": b""})
+        self._expected_bytes = 0 if self._is_head else int(length) if length and length.isdigit() else None
+        await self._start(served.status, headers)
+        if first or answer.whole:
+            await self._send_body(first, more=not answer.whole)
+        while not answer.whole and (data := await answer.read()) is not None:
+            await self._send_body(data, more=True)
+        if answer.whole and not self._ended:
+            await self._send_body(b"", more=False)
         ended = await answer.ended()
         self._tell(served, ended, served.status)
         if not answer.whole:
             raise _BrokenOff  # uvicorn resets the connection: never a clean end
+
+    async def _send_body(self, data: bytes, *, more: bool) -> None:
+        self._sent_bytes += len(data)
+        self._ended = not more
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def fail(self, ended: Ended, served: Served | None) -> None:
         """Answer an ending that is not the worker's own answer."""
@@ -562,6 +577,19 @@ class _Exchange:
 
 class _BrokenOff(Exception):
     """A response that ended before its body did. Raised to uvicorn, which closes the connection without an end."""
+
+
+async def _arrived(answer: LinkAnswer) -> bytes:
+    """What is there of a response body without waiting for more, up to a window."""
+    pieces: list[bytes] = []
+    size = 0
+    while size < WINDOW_BYTES_MAX and answer.ready() and not answer.is_over:
+        data = await answer.read()
+        if data is None:
+            break
+        pieces.append(data)
+        size += len(data)
+    return b"".join(pieces)
 
 
 def _not_broken_off(record: logging.LogRecord) -> bool:
