@@ -22,7 +22,7 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray._private import ray_constants
-from ray._raylet import Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from actors.admission import AdmissionLimits
 from actors.control_plane import ControlPlane
@@ -273,9 +273,10 @@ class RoleProcess:
 
 
 def _read_environment() -> None:
-    """Ray reads its environment (authentication among it) once, when it is imported; a driver may have imported it
-    long before it connects. Ray itself refreshes it by this call when it turns authentication on."""
+    """Ray reads its environment (authentication among it) once, when it is imported, and its token at the first use; a
+    driver may have done both for another cluster. Ray itself refreshes them by these calls."""
     Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _stay_on_loopback() -> None:

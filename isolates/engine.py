@@ -232,6 +232,9 @@ _sandbox_lock = threading.Lock()
 def sandbox() -> Sandbox:
     """This process's sandbox, made at the first call.
 
+    wasmtime turns traps into errors in signal handlers that it installs here. Whoever installs others later (Ray does,
+    when a process joins it) turns the next trap into the end of the process: join first.
+
     The one global of this floor: the C side keeps pointers into it and an engine can not be unloaded, so a second one
     in a process would only cost memory.
     """
