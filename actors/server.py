@@ -71,6 +71,9 @@ class Server:
         peers: Peers,
         entropy: Callable[[int], bytes],
         exporter: OtlpExporter | None = None,
+        make_exporter: Callable[[str, dict[str, str]], OtlpExporter] = lambda url, headers: OtlpExporter(
+            url, headers=headers
+        ),
     ) -> None:
         self.name = name
         self._host = str(host_socket)
@@ -78,7 +81,8 @@ class Server:
         self._links = links
         self._peers = peers
         self._entropy = entropy
-        self._exporter = exporter
+        self._exporter = self._configured = exporter
+        self._make_exporter = make_exporter
         self._collector = Collector()
         self._view = ClusterView()
         self._warm: dict[str, None] = {}
@@ -101,6 +105,7 @@ class Server:
             "missing_code": self.missing_code,
             "statistics": self.statistics,
             "traces": self.traces,
+            "export_to": self.export_to,
             "trace": self.trace,
         }
 
@@ -116,8 +121,9 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._export(self._collector.flush(time.monotonic()))
-        if self._exporter is not None:
-            self._exporter.close(5.0)
+        for exporter in {self._exporter, self._configured}:
+            if exporter is not None:
+                await asyncio.to_thread(exporter.close, 5.0)
 
     # ------------------------------------------------------------------------------------------------- one request
 
@@ -436,6 +442,15 @@ class Server:
         if self._exporter is not None:
             for trace in completed:
                 self._exporter.export(trace.spans)
+
+    async def export_to(self, payload: bytes) -> bytes:
+        """Send traces to another backend from now on, or with an empty ``url`` to the configured one again."""
+        plain = decode_plain(payload)
+        old = self._exporter
+        self._exporter = self._make_exporter(plain["url"], plain["headers"]) if plain["url"] else self._configured
+        if old is not None and old is not self._configured:
+            await asyncio.to_thread(old.close, 2.0)
+        return b""
 
     async def traces(self, payload: bytes) -> bytes:
         """Summaries of the latest traces: ``{"limit": n}`` -> a list of plain summaries, newest first."""

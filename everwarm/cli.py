@@ -121,6 +121,11 @@ def up(
             ports = ", ".join(f"{name} on port {p}" for name, p in sorted(running.servers.items()))
             click.echo(f"Everwarm is up (pid {running.pid}): {ports}. See: everwarm status. End: everwarm down")
         return
+    headers = headers or json.loads(os.environ.pop("EVERWARM_OTLP_HEADERS", "{}"))
+    viewing = home.viewing()
+    if not otlp_url and viewing is not None:
+        otlp_url, headers = viewing
+        _progress("traces go to the viewer that runs from this state directory")
     os.environ.update(home.ray_environment())
     from everwarm.cluster import ClusterConfig
 
@@ -130,7 +135,7 @@ def up(
         address=address,
         port=port,
         otlp_url=otlp_url,
-        otlp_headers=headers or json.loads(os.environ.pop("EVERWARM_OTLP_HEADERS", "{}")),
+        otlp_headers=headers,
         certificates=str(Path(certificates).absolute()) if certificates else "",
         memory_bytes_max=memory_mib << 20,
     )
@@ -510,7 +515,7 @@ def _bar_chars() -> int:
 @click.option("--port", default=15000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--install-only", is_flag=True, help="Only install it (850 MB, some minutes).")
 def viewer(port: int, install_only: bool) -> None:
-    """Install and run a trace viewer for the browser, on loopback; point a cluster at it with --otlp."""
+    """Install and run a trace viewer for the browser, on loopback, and send it the cluster's traces."""
     import subprocess
 
     from everwarm.viewer import (
@@ -537,9 +542,12 @@ def viewer(port: int, install_only: bool) -> None:
     try:
         wait_until_ready(port, lambda: process.poll() is None)
         url, headers = otlp_settings(port)
-        options = " ".join(f"--otlp-header {name}={value}" for name, value in headers.items())
+        home.set_viewing(url, dict(headers))
         click.echo(f"The viewer is at {traces_url(port)}")
-        click.echo(f"Send it traces:  everwarm up --otlp {url} {options}   (or: ./dev serve --otlp {url} {options})")
+        if _send_traces_to(home, url, dict(headers)):
+            click.echo("The cluster that runs from this state directory sends its traces there now.")
+        else:
+            click.echo("A cluster that is started now (./dev serve, everwarm up) sends its traces there.")
         click.echo("Ctrl-C ends it.")
         process.wait()
     except ViewerFailed as failed:
@@ -547,8 +555,22 @@ def viewer(port: int, install_only: bool) -> None:
     except KeyboardInterrupt:
         pass  # that is how one ends it
     finally:
+        home.clear_viewing()
+        _send_traces_to(home, "", {})
         process.terminate()
         process.wait()
+
+
+def _send_traces_to(home: Home, url: str, headers: dict[str, str]) -> bool:
+    """Point the cluster that runs from here, if one does, at another backend."""
+    from everwarm.client import EverwarmError, connect
+
+    try:
+        with connect(home) as client:
+            client.export_traces_to(url, headers)
+    except (EverwarmError, ConnectionError):
+        return False
+    return True
 
 
 def _when(at_ms: int) -> str:

@@ -244,6 +244,12 @@ class AsyncClient:
         peer = await self._peers.get(f"{server}/shard")
         await _calling(peer, "configure", encode_plain(changes))
 
+    async def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send the traces of all servers to another OTLP/HTTP endpoint from now on; with an empty url to the
+        one that they were started with."""
+        order = encode_plain({"url": url, "headers": dict(headers or {})})
+        await asyncio.gather(*(self._call_server(server, "export_to", order) for server in self.servers))
+
     async def traces(self, limit: int = 20) -> list[dict[str, Any]]:
         """Summaries of the latest traces of all servers, newest first."""
         pages = await asyncio.gather(*(self._of_server(server, "traces", {"limit": limit}) for server in self.servers))
@@ -273,7 +279,10 @@ class AsyncClient:
             await asyncio.sleep(0.05)
 
     async def _of_server(self, server: str, method: str, order: dict[str, Any]) -> bytes:
-        return await _calling(await self._server(server), method, encode_plain(order))
+        return await self._call_server(server, method, encode_plain(order))
+
+    async def _call_server(self, server: str, method: str, payload: bytes) -> bytes:
+        return await _calling(await self._server(server), method, payload)
 
     async def _server(self, name: str) -> Peer:
         if name not in self.running.servers:
@@ -365,6 +374,10 @@ class Client:
     def configure_admission(self, server: str, **changes: int | float | bool) -> None:
         """See ``AsyncClient.configure_admission``."""
         self._wait(self._inner.configure_admission(server, **changes))
+
+    def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """See ``AsyncClient.export_traces_to``."""
+        self._wait(self._inner.export_traces_to(url, headers))
 
     def traces(self, limit: int = 20) -> list[dict[str, Any]]:
         """See ``AsyncClient.traces``."""

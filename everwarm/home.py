@@ -129,6 +129,29 @@ class Home:
             "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         }
 
+    # ---------------------------------------------------------------------------------------- the viewer that runs
+
+    @property
+    def _viewing(self) -> Path:
+        return self.directory / "viewer.json"
+
+    def viewing(self) -> tuple[str, dict[str, str]] | None:
+        """Where a viewer that runs from here takes traces: url and headers."""
+        try:
+            plain = json.loads(self._viewing.read_text())
+            os.kill(plain["pid"], 0)
+        except (OSError, ValueError, KeyError):
+            return None
+        return plain["url"], plain["headers"]
+
+    def set_viewing(self, url: str, headers: dict[str, str]) -> None:
+        """This process runs a viewer."""
+        self._viewing.write_text(json.dumps({"pid": os.getpid(), "url": url, "headers": headers}))
+
+    def clear_viewing(self) -> None:
+        """It runs no longer."""
+        self._viewing.unlink(missing_ok=True)
+
     # --------------------------------------------------------------------------------------- the cluster that runs
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cluster_site import Site
 from https_client import Connection, fetch
+from tracing_receiver import OtlpReceiver
 
 import everwarm
 
@@ -227,6 +228,17 @@ def test_traceparent_is_continued(site: Site) -> None:
     root = next(span for span in spans if span.name == "request")
     assert root.trace_id == trace_id
     assert root.parent_span_id == "b7ad6b7169203331"
+
+
+def test_traces_can_be_sent_elsewhere_and_back_while_it_runs(site: Site) -> None:
+    with OtlpReceiver() as elsewhere:
+        site.cluster.client.export_traces_to(elsewhere.url)
+        answer = site.cluster.client.fetch("hello", server="server-1")
+        assert {s.trace_id for s in elsewhere.wait_for_spans(1)} == {answer.trace_id}
+        site.cluster.client.export_traces_to("")
+    back = site.cluster.client.fetch("hello", server="server-1")
+    site.receiver.wait_for(lambda spans: any(s.trace_id == back.trace_id for s in spans))
+    assert all(s.trace_id != answer.trace_id for s in site.receiver.spans)
 
 
 def test_the_driver_sees_where_each_request_ran(site: Site) -> None:
