@@ -15,6 +15,7 @@ Rules:
 * lines are first in, first out, and bounded;
 * eviction takes idle isolates only, the cheapest to lose first: (cost to start x uses) / age since last use, the
   greedy-dual idea with recency in place of an inflation value;
+* a house whose memory is over its limit starts an isolate only in the place of an idle one;
 * a failed start is remembered for seconds, so that a broken worker costs one start in a while and not one a request.
   It fails only those whom no other isolate of the version can serve: a sibling may fail for the machine's sake.
 """
@@ -134,6 +135,7 @@ class Residency:
         self._failures: dict[str, tuple[float, object]] = {}
         self._next_cause: OrderedDict[str, ColdCause] = OrderedDict()
         self._last_isolate = 0
+        self._full = False
         self.queued = 0
         self.cold_starts: dict[ColdCause, int] = dict.fromkeys(ColdCause, 0)
         self.evictions = 0
@@ -230,6 +232,7 @@ class Residency:
     def pressure(self, memory_bytes: int, now_s: float) -> list[Decision]:
         """The host measured its memory: evict idle isolates until it should fit, by their average size."""
         over_bytes = memory_bytes - self.limits.memory_bytes_max
+        self._full = over_bytes > 0
         if over_bytes <= 0 or not self._residents:
             return []
         average_bytes = max(1, memory_bytes // len(self._residents))
@@ -317,10 +320,15 @@ class Residency:
         """Whether one more isolate of this version may be started, evicting another if need be."""
         if len(entry.residents) >= self.limits.siblings_max:
             return False
-        return len(self._residents) < self.limits.isolates_max or any(v.idle for v in self._versions.values())
+        return not self._is_full or any(v.idle for v in self._versions.values())
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether one more isolate needs another to go first: by count, or by memory as last measured."""
+        return self._full or len(self._residents) >= self.limits.isolates_max
 
     def _make_room(self, now_s: float) -> list[Decision]:
-        return self._evict(1, now_s) if len(self._residents) >= self.limits.isolates_max else []
+        return self._evict(1, now_s) if self._is_full else []
 
     def _evict(self, count: int, now_s: float) -> list[Decision]:
         idle = [r for r in self._residents.values() if r.state is State.IDLE]

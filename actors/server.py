@@ -9,7 +9,7 @@ host's warmth changes; a lease that is used a moment too long is slow, never wro
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
 from actors.routing import Place, Situation
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
+from actors.side_work import SideWork
 from actors.stage import is_error, root_attributes
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, SERVED
@@ -93,7 +94,7 @@ class Server:
         self._subscribers: set[Connection] = set()
         self._requests = 0
         self._syncing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._side = SideWork(f"{name}/server")
         self.calls: Calls = {
             "read_body": self.read_body,
             "submit": self.submit,
@@ -112,14 +113,12 @@ class Server:
     async def start(self, socket_path: Path) -> None:
         """Serve links at ``socket_path`` and begin to gather traces."""
         await self._link_server.start(socket_path)
-        self._keep(self._gather_traces())
+        self._side.begin(self._gather_traces())
 
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
         await self._link_server.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._side.stop()
         self._export(self._collector.flush(time.monotonic()))
         for exporter in {self._exporter, self._configured}:
             if exporter is not None:
@@ -239,7 +238,7 @@ class Server:
             answer.cancel()  # nobody will ever read the rest
             raise
         if rest is not None:
-            self._keep(self._forget_unread(submitted, rest))
+            self._side.begin(self._forget_unread(submitted, rest))
         return encode_plain(
             {
                 "served": None if served is None else SERVED.encode(served),
@@ -285,7 +284,7 @@ class Server:
         if plain["epoch"] > self._view.epoch:
             self._view.ring = Ring(plain["epoch"], plain["servers"], plain["secret"])
             self._notify({"revoke_all": True})
-            self._keep(self._meet(list(plain["servers"])))
+            self._side.begin(self._meet(list(plain["servers"])))
         return b""
 
     async def _meet(self, servers: list[str]) -> None:
@@ -313,7 +312,7 @@ class Server:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
             for version in gone:
-                self._keep(self._drop(version))
+                self._side.begin(self._drop(version))
         self._notify(notice)
 
     async def _drop(self, version: str) -> None:
@@ -368,7 +367,7 @@ class Server:
 
     def _on_notice(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.PREWARM:
-            self._keep(self._prewarm(REQUEST.decode(payload)))
+            self._side.begin(self._prewarm(REQUEST.decode(payload)))
         elif kind is Frame.SPANS:
             self._collector.report(_spans_of(payload), time.monotonic())
         elif kind is Frame.NOTICE:
@@ -484,17 +483,6 @@ class Server:
                 "homes": {worker: self._view.home_of(worker) for worker in list(self._view.workers)[:1000]},
             }
         )
-
-    def _keep(self, work: Coroutine[object, None, None]) -> None:
-        """Run something on the side; a task that nobody holds may vanish."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a task of %s failed", self.name, exc_info=task.exception())
 
 
 class Submitted:

@@ -25,6 +25,7 @@ import uvicorn
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
 from actors.link import Answer, Connection, Frame, LinkAnswer, LinkBroken, Links
+from actors.side_work import SideWork
 from actors.stage import is_error, root_attributes, server_timing
 from actors.view import decode_plain
 from actors.wire import REQUEST
@@ -161,14 +162,14 @@ class Ingress:
         self._requests = 0
         self._prewarms = 0
         self._uvicorn: uvicorn.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._side = SideWork(f"{name}/ingress")
 
     # -------------------------------------------------------------------------------------------------- lifecycle
 
     async def start(self) -> int:
         """Listen; returns the port. ``OSError`` when the port is taken."""
         heard = asyncio.Event()
-        self._run(self._follow_server(heard))
+        self._side.begin(self._follow_server(heard))
         await asyncio.wait_for(heard.wait(), 10.0)
         config = uvicorn.Config(
             self._serve,
@@ -195,8 +196,8 @@ class Ingress:
         config.load()
         self._uvicorn.lifespan = config.lifespan_class(config)
         await self._uvicorn.startup(sockets=[listening])
-        self._run(self._uvicorn.main_loop())
-        self._run(self._send_spans())
+        self._side.begin(self._uvicorn.main_loop())
+        self._side.begin(self._send_spans())
         return self._port
 
     async def stop(self) -> None:
@@ -205,9 +206,7 @@ class Ingress:
             self._uvicorn.should_exit = True
             self._uvicorn.force_exit = True
             await self._uvicorn.shutdown()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._side.stop()
 
     async def statistics(self) -> dict[str, object]:
         """Counters, for operators and tests."""
@@ -290,7 +289,7 @@ class Ingress:
         self._prewarmed.move_to_end(worker)
         if len(self._prewarmed) > self._limits.prewarmed_max:
             self._prewarmed.popitem(last=False)
-        self._run(self._prewarm(worker))
+        self._side.begin(self._prewarm(worker))
 
     async def _prewarm(self, worker: str) -> None:
         request = Request(self._entropy(8).hex(), worker, RequestHead("", "", "", ""), "")
@@ -372,16 +371,6 @@ class Ingress:
                     await self._links.tell(self._server, Frame.SPANS, encode_spans(batch))
                 except LinkBroken:
                     self._spans_dropped += len(batch)
-
-    def _run(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a task of %s failed", self.name, exc_info=task.exception())
 
 
 class _Exchange:

@@ -244,6 +244,22 @@ def test_pressure_evicts_idle_ones_until_it_should_fit(memory_bytes: int, evicte
     assert residency.released(4, keep=True, now_s=1.0) == []  # the busy one was left alone
 
 
+def test_a_house_without_memory_starts_only_in_the_place_of_an_idle_isolate() -> None:
+    residency = house()
+    start = residency.requested("a", "v1", ColdCause.FIRST_EVER, 0.0)[0]
+    assert isinstance(start, Start)
+    residency.started(start.isolate, 1.0, 0.0)
+    residency.pressure(1 << 40, 0.0)
+    # The one isolate is busy, so nothing can go, and the newcomer has nobody of its own to wait for.
+    assert residency.requested("b", "v2", ColdCause.FIRST_EVER, 0.1) == [Shed("b")]
+    residency.released(start.isolate, keep=True, now_s=0.2)
+    decisions = residency.requested("c", "v2", ColdCause.FIRST_EVER, 0.3)
+    assert closed(decisions) == [start.isolate]
+    assert isinstance(decisions[-1], Start)
+    residency.pressure(0, 0.4)
+    assert isinstance(residency.requested("d", "v3", ColdCause.FIRST_EVER, 0.5)[0], Start)
+
+
 def test_pressure_on_an_empty_house() -> None:
     assert house().pressure(1 << 40, 0.0) == []
 
