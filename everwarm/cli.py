@@ -281,22 +281,27 @@ def build(directory: Path, output: Path | None, as_json: bool) -> None:
 @click.option("--prebuilt", is_flag=True, help="Of a folder, deploy the worker.wasm in it as it is.")
 @JSON
 def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_json: bool) -> None:
-    """Deploy SOURCE: a component file, or a worker's folder, which is built first (from the cache if it can be)."""
+    """Deploy SOURCE: a component file, or a worker's folder, which is built first (from the cache if it can be).
+
+    Name, plan and limits are those of the folder's everwarm.toml, if there is one.
+    """
     from everwarm.build import BuildError, ManifestError
     from everwarm.build import build as make
-    from everwarm.build.manifest import read_manifest
+    from everwarm.build.manifest import MANIFEST_FILE, read_manifest
     from everwarm.client import DeployFailed, EverwarmError
     from everwarm.examples import COMPONENT_FILE, limits_of
 
     limits: dict[str, int] = {}
     component = source
+    # A component that lies where `build` puts it belongs to the manifest beside it.
+    folder = source if source.is_dir() else source.parent if source.name == COMPONENT_FILE else None
     try:
-        if source.is_dir():
-            manifest = read_manifest(source)
+        if folder is not None and (source.is_dir() or (folder / MANIFEST_FILE).exists()):
+            manifest = read_manifest(folder)
             name, plan = name or manifest.name, plan or manifest.plan.value
             limits = limits_of(manifest)
-            component = source / COMPONENT_FILE
-            if not prebuilt:
+            component = folder / COMPONENT_FILE
+            if source.is_dir() and not prebuilt:
                 home = _home()
                 component = make(
                     source, cache_dir=home.builds, toolchain_dir=home.toolchains, progress=_progress

@@ -32,6 +32,17 @@ class Running:
     address: str
     started_at_s: float
     otlp: str = ""
+    #: Every process below it when it was ready, with its start time: what to end should it be killed itself.
+    processes: tuple[tuple[int, str], ...] = ()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that ended and that nobody has waited for does not."""
+    try:
+        state: str = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
 
 
 class Home:
@@ -139,10 +150,9 @@ class Home:
         """Where a viewer that runs from here takes traces: url and headers."""
         try:
             plain = json.loads(self._viewing.read_text())
-            os.kill(plain["pid"], 0)
+            return (plain["url"], plain["headers"]) if is_alive(plain["pid"]) else None
         except (OSError, ValueError, KeyError):
             return None
-        return plain["url"], plain["headers"]
 
     def set_viewing(self, url: str, headers: dict[str, str]) -> None:
         """This process runs a viewer."""
@@ -160,14 +170,17 @@ class Home:
 
     def running(self) -> Running | None:
         """The cluster that runs from here, if its process is alive."""
+        running = self.last_running()
+        return running if running is not None and is_alive(running.pid) else None
+
+    def last_running(self) -> Running | None:
+        """The cluster that runs from here, or ran and was killed before it could say that it ended."""
         try:
-            running = Running(**json.loads(self._running.read_text()))
-            os.kill(running.pid, 0)
-        except (FileNotFoundError, ProcessLookupError, ValueError, TypeError):
+            plain = json.loads(self._running.read_text())
+            plain["processes"] = tuple((pid, start) for pid, start in plain["processes"])
+            return Running(**plain)
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
-        except PermissionError:
-            pass  # it lives, as another user
-        return running
 
     def set_running(self, running: Running) -> None:
         """Say that a cluster runs."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everwarm.home import Home, Running
+from everwarm.home import Home, Running, is_alive
 
 if TYPE_CHECKING:
     from everwarm.cluster import ClusterConfig
@@ -56,6 +56,7 @@ def run(
     running = home.running()
     if running is not None and running.pid != os.getpid():
         raise UpFailed(f"A cluster already runs from this state directory (pid {running.pid}). See: everwarm status")
+    _end_killed(home)
     check_ports(config.address, config.port, config.servers)
     os.environ.update(home.ray_environment())
     stop = _StopSignals()
@@ -97,7 +98,10 @@ async def _serve(
             starting.result()
         except StartFailed as failed:
             raise UpFailed(str(failed)) from failed
-        running = Running(os.getpid(), ray_address(), cluster.ports, config.address, time.time(), config.otlp_url)
+        running = Running(
+            os.getpid(), ray_address(), cluster.ports, config.address, time.time(), config.otlp_url,
+            tuple(sorted(_descendants(os.getpid()))),
+        )  # fmt: skip
         home.set_running(running)
         # Deploying and printing take their time; signals are heard meanwhile.
         ready = asyncio.create_task(asyncio.to_thread(on_ready, running))
@@ -172,18 +176,26 @@ def down(home: Home) -> bool:
     """End the cluster that runs from here and wait until all its processes are gone. False when none runs."""
     running = home.running()
     if running is None:
-        home.clear_running()
-        return False
+        return _end_killed(home)
     processes = _descendants(running.pid)
     os.kill(running.pid, signal.SIGTERM)
     until_s = time.monotonic() + _DOWN_S
-    while _alive(running.pid) and time.monotonic() < until_s:
+    while is_alive(running.pid) and time.monotonic() < until_s:
         time.sleep(0.05)
-    if _alive(running.pid):
+    if is_alive(running.pid):
         os.kill(running.pid, signal.SIGKILL)
     _end_leftovers(processes)
     home.clear_running()
     return True
+
+
+def _end_killed(home: Home) -> bool:
+    """End what is left of a cluster whose own process was killed. Whether something was."""
+    killed = home.last_running()
+    left = {process for process in killed.processes if _is(process)} if killed is not None else set()
+    _end_leftovers(left)
+    home.clear_running()
+    return bool(left)
 
 
 def _descendants(pid: int) -> set[tuple[int, str]]:
@@ -227,10 +239,3 @@ def _is(process: tuple[int, str]) -> bool:
     except OSError:
         return False
     return fields[19] == start and fields[0] != "Z"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

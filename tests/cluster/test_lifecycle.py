@@ -277,3 +277,13 @@ def test_certificates_from_nowhere_are_one_clear_line(shell: Shell) -> None:
     done = shell.run("up", "--certificates", "/nonexistent/certificates")
     assert done.returncode == 1
     assert done.stderr == "everwarm: There is no directory /nonexistent/certificates to read certificates from.\n"
+
+
+def test_what_is_left_of_a_killed_cluster_is_ended(shell: Shell) -> None:
+    up = shell.json("up", "--detach", "--servers", "1", "--port", "0")
+    os.kill(up["pid"], signal.SIGKILL)
+    until = time.monotonic() + 10
+    while shell.run("status").returncode == 0 and time.monotonic() < until:
+        threading.Event().wait(0.1)
+    shell.run("down")
+    assert wait_until_gone(shell.home) == []
