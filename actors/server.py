@@ -17,14 +17,12 @@ from actors import routing
 from actors.capability import Exports
 from actors.catalog import Deployed
 from actors.exchange import (
-    Capability,
     Chunk,
     ColdCause,
     Ended,
     Lease,
     Outcome,
     Request,
-    status_of,
 )
 from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
 from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
@@ -32,15 +30,15 @@ from actors.ring import Ring
 from actors.routing import Place, Situation
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
-from actors.stage import is_error, root_attributes
+from actors.submission import Submissions, spans_of
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
-from actors.wire import CAPABILITY, CHUNK, REQUEST, SERVED
+from actors.wire import CAPABILITY, CHUNK, REQUEST
 from isolates.artifact import ArtifactStore
 from tracing.collector import Collector, CompletedTrace
 from tracing.export import OtlpExporter
-from tracing.recorder import NO_PARENT, Recorder
-from tracing.trace import Attr, Role, Span, SpanName, parse_traceparent
-from tracing.wire import Malformed, decode_spans, encode_spans
+from tracing.recorder import Recorder
+from tracing.trace import Attr, Role, Span, SpanName
+from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.server")
 
@@ -50,13 +48,6 @@ _WARM_MAX = 65_536
 _NAMES_PER_FRAME = 8_192
 _TRACE_TICK_S = 0.1
 _UNREAD_S = 30.0
-
-
-class NoBody:
-    """The body of a request that came whole."""
-
-    async def read(self, bytes_max: int) -> bytes | None:
-        return None
 
 
 class Server:
@@ -88,18 +79,20 @@ class Server:
         self._view = ClusterView()
         self._warm: dict[str, None] = {}
         self._exports: Exports[LentBody] = Exports(f"{name}/server")
-        self._submitted: Exports[Submitted] = Exports(f"{name}/server")
         self._client = ShardClient(peers, self._exports, self._run_here)
         self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe)
         self._subscribers: set[Connection] = set()
         self._requests = 0
         self._syncing = asyncio.Lock()
         self._side = SideWork(f"{name}/server")
+        self._submissions = Submissions(
+            name, answer=self._answer, report=self._report, side=self._side, entropy=entropy
+        )
         self.calls: Calls = {
             "read_body": self.read_body,
-            "submit": self.submit,
-            "read_submitted": self.read_submitted,
-            "cancel_submitted": self.cancel_submitted,
+            "submit": self._submissions.submit,
+            "read_submitted": self._submissions.read,
+            "cancel_submitted": self._submissions.cancel,
             "apply_ring": self.apply_ring,
             "apply_change": self.apply_change,
             "install_code": self.install_code,
@@ -202,80 +195,6 @@ class Server:
             return CHUNK.encode(Chunk(lost=True))
         return CHUNK.encode(await lent.read(1 << 30))
 
-    async def submit(self, payload: bytes) -> bytes:
-        """A driver's request, whole in one call. Answers plain data: served, data, end, ended, rest."""
-        request = REQUEST.decode(payload)
-        recorder = Recorder.under(request.traceparent, self.name, Role.SERVER, self._entropy)
-        root_id = recorder.new_id()
-        # Of a driver that is itself traced; otherwise the trace starts here.
-        given = parse_traceparent(request.traceparent)
-        parent = NO_PARENT if given is None else given.span_id
-        recorder.context = recorder.context.child(root_id)
-        began_ns = time.time_ns()
-        request = replace(request, traceparent=recorder.context.traceparent())
-        answer, _, home = await self._answer(request, NoBody(), recorder)
-        served = await answer.served()
-        if served is not None:
-            served = replace(served, home=home)
-
-        def root(ended: Ended) -> None:
-            ended = replace(ended, home=home, hop=ended.server not in ("", self.name))
-            status = served.status if served is not None else status_of(ended.outcome).status
-            attributes = root_attributes(request, served, ended, status)
-            spans = [span for report in ended.spans for span in _spans_of(report)]
-            attributes[Attr.STAGES] = len(spans) + len(recorder.spans) + 1
-            recorder.span(
-                SpanName.REQUEST, began_ns, time.time_ns(), attributes, span_id=root_id, parent=parent,
-                error=is_error(ended.outcome),
-            )  # fmt: skip
-            self._collector.report([*spans, *recorder.spans], time.monotonic())
-
-        submitted = Submitted(answer, root)
-        try:
-            chunk = await submitted.next()
-            rest = None if chunk.ended is not None else self._submitted.mint(submitted)
-        except BaseException:
-            answer.cancel()  # nobody will ever read the rest
-            raise
-        if rest is not None:
-            self._side.begin(self._forget_unread(submitted, rest))
-        return encode_plain(
-            {
-                "served": None if served is None else SERVED.encode(served),
-                "chunk": CHUNK.encode(chunk),
-                "rest": None if rest is None else CAPABILITY.encode(rest),
-                "trace_id": recorder.context.trace_id,
-            }
-        )
-
-    async def read_submitted(self, payload: bytes) -> bytes:
-        """The next chunk of a driver's answer."""
-        rest = CAPABILITY.decode(payload)
-        submitted = self._submitted.resolve(rest.key)
-        if submitted is None:
-            return CHUNK.encode(Chunk(lost=True, ended=Ended(Outcome.CANCELED)))
-        chunk = await submitted.next()
-        if chunk.ended is not None and self._submitted.resolve(rest.key) is not None:
-            self._submitted.release(rest)
-        return CHUNK.encode(chunk)
-
-    async def cancel_submitted(self, payload: bytes) -> bytes:
-        """The driver does not want the rest."""
-        rest = CAPABILITY.decode(payload)
-        submitted = self._submitted.resolve(rest.key)
-        if submitted is not None:
-            submitted.answer.cancel()
-            self._submitted.release(rest)
-        return b""
-
-    async def _forget_unread(self, submitted: "Submitted", rest: Capability) -> None:
-        """A driver that ended does not say so: end what it has not read for a while."""
-        while self._submitted.resolve(rest.key) is submitted:
-            await asyncio.sleep(_UNREAD_S / 4)
-            if time.monotonic() - submitted.read_at_s > _UNREAD_S and self._submitted.resolve(rest.key) is submitted:
-                submitted.answer.cancel()
-                self._submitted.release(rest)
-
     # ---------------------------------------------------------------------------------- what others call: the view
 
     async def apply_ring(self, payload: bytes) -> bytes:
@@ -369,7 +288,7 @@ class Server:
         if kind is Frame.PREWARM:
             self._side.begin(self._prewarm(REQUEST.decode(payload)))
         elif kind is Frame.SPANS:
-            self._collector.report(_spans_of(payload), time.monotonic())
+            self._report(spans_of(payload))
         elif kind is Frame.NOTICE:
             word, _, version = payload.decode().partition(" ")
             self._host_says(word, version)
@@ -432,6 +351,9 @@ class Server:
 
     # ------------------------------------------------------------------------------------------------------ traces
 
+    def _report(self, spans: list[Span]) -> None:
+        self._collector.report(spans, time.monotonic())
+
     async def _gather_traces(self) -> None:
         while True:
             await asyncio.sleep(_TRACE_TICK_S)
@@ -479,44 +401,11 @@ class Server:
                     "sent_bytes": counts.sent_bytes,
                 },
                 "sticky_refusals": len(self._client.refusals),
-                "lent_out": len(self._exports) + len(self._submitted),
+                "lent_out": len(self._exports) + len(self._submissions),
                 "homes": {worker: self._view.home_of(worker) for worker in list(self._view.workers)[:1000]},
             }
         )
 
 
-class Submitted:
-    """A driver's answer between two of its calls."""
-
-    def __init__(self, answer: Answer, on_ended: Callable[[Ended], None]) -> None:
-        self.answer = answer
-        self._on_ended = on_ended
-        self.read_at_s = time.monotonic()
-        self._body_over = False
-
-    async def next(self) -> Chunk:
-        """The next piece, or how it ended."""
-        self.read_at_s = float("inf")
-        try:
-            if not self._body_over:
-                data = await self.answer.read()
-                if data is not None:
-                    return Chunk(data)
-                self._body_over = True
-            ended = await self.answer.ended()
-            self._on_ended(ended)
-            return Chunk(end=self.answer.whole, ended=replace(ended, spans=()))
-        finally:
-            self.read_at_s = time.monotonic()
-
-
 def _plain_limits(plain: dict[str, object]) -> dict[str, int | None]:
     return {name: value for name, value in plain.items() if value is None or isinstance(value, int)}
-
-
-def _spans_of(report: bytes) -> list[Span]:
-    spans = decode_spans(report)
-    if isinstance(spans, Malformed):
-        _log.error("a report of spans was refused: %s", spans.reason)
-        return []
-    return spans
