@@ -143,6 +143,9 @@ class ShardServer:
             visit.answer.cancel()  # the client left while this machine was still connecting to its host
         served: Served | None = await visit.answer.served()
         first = await self._next_chunk(visit.answer, wait=False)
+        if visit.is_over and first.ended is None:
+            # The client left in the moment in which the head arrived: nobody will read the rest.
+            first = replace(first, ended=Ended(Outcome.CANCELED))
         if first.ended is not None:
             visit.over()
             return Answered(served, first, None)
