@@ -11,6 +11,7 @@ that follows a refused memory growth is ``exceededMemory``: see ``memory_map``.
 
 import ctypes
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ _INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX, _MEMORIES_MAX = 128, 32, 200_0
 _MEMORY_LEFT_BYTES = 4 * MIB
 #: Ticks between two looks at whether the client is still there: a system call each time would cost 1 % of a core.
 _TICKS_PER_LOOK = 4
+
+
+#: Held while a store is deleted, so that between two scans of the process's memories no other one goes.
+_closing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,12 +298,18 @@ class Isolate:
         full_bytes = max(limit_bytes - _MEMORY_LEFT_BYTES, limit_bytes // 2)
         if memory_map.writable_bytes() < full_bytes:
             return False
-        before = memory_map.linear_memories()
-        self.close()
-        return memory_map.largest_gone(before, memory_map.linear_memories()) >= full_bytes
+        with _closing:
+            before = memory_map.linear_memories()
+            self._delete_store()
+            after = memory_map.linear_memories()
+        return memory_map.largest_gone(before, after) >= full_bytes
 
     def close(self) -> None:
         """Delete the store and all it holds. Safe to call twice."""
+        with _closing:
+            self._delete_store()
+
+    def _delete_store(self) -> None:
         store, self._store = self._store, None
         if store is not None:
             # Before the store goes: deleting lets other threads run, and the next store may get this address.

@@ -46,9 +46,12 @@ def linear_memories() -> list[LinearMemory]:
 
 
 def largest_gone(before: list[LinearMemory], after: list[LinearMemory]) -> int:
-    """Bytes of the largest memory that is in ``before`` and not in ``after``; 0 when none went."""
-    bases = {memory.base for memory in after}
-    return max((m.bytes for m in before if m.base not in bases), default=0)
+    """Bytes of the largest memory that is in ``before`` and not in ``after``; 0 when none went.
+
+    A memory never shrinks. So where a smaller one stands now, the old one went and a new one took its place.
+    """
+    now_bytes = {memory.base: memory.bytes for memory in after}
+    return max((m.bytes for m in before if now_bytes.get(m.base, -1) < m.bytes), default=0)
 
 
 def writable_bytes() -> int:

@@ -1,12 +1,16 @@
 """Requests through a real cluster: HTTPS in, isolates on three servers, Ray between them, traces out."""
 
+import asyncio
 import hashlib
+import os
+import secrets
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from cluster_site import Site
+from crowd import CLIENTS, MIX, REQUESTS_EACH, crowd
 from https_client import Connection, fetch
 from tracing_receiver import OtlpReceiver
 
@@ -252,3 +256,27 @@ def test_the_driver_sees_where_each_request_ran(site: Site) -> None:
     assert (lost.status, lost.outcome) == (404, "scriptNotFound")
     with pytest.raises(everwarm.EverwarmError, match="There is no server"):
         client.fetch("hello", server="server-9")
+
+
+def test_a_crowd_of_good_and_bad_leaves_nothing_behind(site: Site) -> None:
+    seed = int(os.environ.get("EVERWARM_TEST_SEED") or secrets.randbits(32))
+    print(f"EVERWARM_TEST_SEED={seed}")
+    seen = asyncio.run(crowd(site.cluster.ports, site.cluster.tls(), seed))
+    expected = {worker: status for worker, _, _, _, status in MIX}
+    wrong = {what: n for what, n in seen.items() if what.status not in ("left", expected[what.worker])}
+    assert wrong == {}
+    assert sum(seen.values()) == CLIENTS * REQUESTS_EACH
+
+    def left() -> dict[str, int]:
+        counters = site.cluster.client.statistics()
+        return {
+            f"{address} {name}": counted[name]
+            for address, counted in counters.items()
+            for name in ("lent_out", "in_flight", "running", "queued")
+            if counted.get(name)
+        }
+
+    until = time.monotonic() + 10
+    while left() and time.monotonic() < until:
+        threading.Event().wait(0.05)
+    assert left() == {}

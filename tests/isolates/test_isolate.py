@@ -228,6 +228,28 @@ class TestEndings:
             isolate.close()
         assert ask(full)[0].outcome is Outcome.EXCEEDED_MEMORY, "though the process is smaller than it was"
 
+    def test_memory_is_told_apart_while_others_end_at_the_same_time(self, guests: Guests, start: Start) -> None:
+        limits = {"memory_bytes_max": 32 * MIB, **AMPLE}
+        kinds = {"hoard": Outcome.EXCEEDED_MEMORY, "trap": Outcome.EXCEPTION}
+        seen: list[tuple[str, Outcome]] = []
+
+        def one_after_another(kind: str) -> None:
+            for _ in range(25):
+                isolate = start(guests(kind), **limits)
+                # The traps have company that is nearly full and goes away just then.
+                company = start(guests("hoard"), **limits)
+                ask(company, "/?mib=30")
+                company.close()
+                seen.append((kind, ask(isolate)[0].outcome))
+
+        threads = [threading.Thread(target=one_after_another, args=(kind,)) for kind in (*kinds, *kinds)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(seen) == 100
+        assert [(kind, outcome) for kind, outcome in seen if outcome is not kinds[kind]] == []
+
     def test_a_trap_of_a_small_guest_is_no_lack_of_memory(self, guests: Guests, start: Start) -> None:
         assert ask(start(guests("trap"), memory_bytes_max=8 * MIB))[0].outcome is Outcome.EXCEPTION
 
