@@ -102,7 +102,7 @@ class IsolateHost:
         self._links: set[LinkSocket] = set()
         self._running = 0
         self._queue_ms = 0.0
-        self._prewarms: list[Request] = []
+        self._prewarms: list[tuple[Start, Request]] = []
         self._prewarm_wake = threading.Condition()
         self._outcomes: dict[str, int] = {}
         self._listener: socket.socket | None = None
@@ -204,11 +204,22 @@ class IsolateHost:
             link.close()
 
     def prewarm(self, request: Request) -> None:
-        """A request for this version is likely. Returns at once; over the bound it is forgotten."""
+        """A request for this version is likely. Returns at once; over the bound it is forgotten.
+
+        The decision is made here and the start on another thread: a request that comes while it is still to be done
+        waits for it, and does not start an isolate of its own.
+        """
         with self._prewarm_wake:
-            if len(self._prewarms) < self._limits.prewarm_queue_max:
-                self._prewarms.append(request)
-                self._prewarm_wake.notify()
+            if len(self._prewarms) >= self._limits.prewarm_queue_max:
+                return
+            with self._lock:
+                decisions = self._residency.prewarm(
+                    request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic()
+                )
+            starts = [decision for decision in decisions if isinstance(decision, Start)]
+            self._prewarms += [(start, request) for start in starts]
+            self._prewarm_wake.notify(len(starts))
+        self._carry_out([decision for decision in decisions if not isinstance(decision, Start)])
 
     def _prewarm_loop(self) -> None:
         while True:
@@ -217,15 +228,8 @@ class IsolateHost:
                     self._prewarm_wake.wait()
                 if self._stopping:
                     return
-                request = self._prewarms.pop(0)
-            with self._lock:
-                decisions = self._residency.prewarm(
-                    request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic()
-                )
-            self._carry_out([d for d in decisions if not isinstance(d, Start)])
-            for decision in decisions:
-                if isinstance(decision, Start):
-                    self._start(decision, request, None)
+                start, request = self._prewarms.pop(0)
+            self._start(start, request, None)
 
     def _watch_memory(self) -> None:
         with open("/proc/self/statm", encoding="ascii") as statm:

@@ -20,6 +20,7 @@ This file is the asyncio side (ingress, Server, ShardServer); the host's side, o
 """
 
 import asyncio
+import contextlib
 import os
 import struct
 from collections import deque
@@ -255,6 +256,14 @@ class Links:
             connection.close()
         else:
             idle.append(connection)
+
+    async def open_ahead(self, path: str) -> None:
+        """Have a connection to ``path`` before the first request needs one.
+
+        Nobody listening yet is no failure here: the first exchange says what is wrong.
+        """
+        with contextlib.suppress(LinkBroken):
+            self.give_back(path, await self.take(path))
 
     async def exchange(self, path: str, request: Request, body: BodySource) -> "LinkAnswer":
         """Send a request to the socket at ``path``."""

@@ -207,10 +207,11 @@ class Server:
         return b""
 
     async def _meet(self, servers: list[str]) -> None:
-        """Meet the other homes before the first request goes to one: an introduction takes several calls."""
+        """Meet the homes before the first request goes to one: introductions and connections take their time."""
+        await self._links.open_ahead(self._host)
         for server in servers:
             try:
-                await (await self._peers.get(f"{server}/shard")).call("statistics")
+                await (await self._peers.get(f"{server}/shard")).call("meet")
             except (PeerLost, PeerFailed) as away:
                 _log.info("%s was not met: %s", server, away)
 

@@ -105,6 +105,7 @@ class ShardServer:
             "read_response": self.read_response,
             "abort": self.abort,
             "prewarm": self.prewarm,
+            "meet": self.meet,
             "configure": self.configure,
             "statistics": self.statistics,
         }
@@ -195,6 +196,11 @@ class ShardServer:
         if visit is not None:
             self._counts["aborted"] += 1
             visit.over()
+        return b""
+
+    async def meet(self, payload: bytes) -> bytes:
+        """A Server got to know this home: have the way to the host open before its first request."""
+        await self._links.open_ahead(self._host)
         return b""
 
     async def prewarm(self, payload: bytes) -> bytes:

@@ -105,6 +105,7 @@ class Ingress:
         heard = asyncio.Event()
         self._side.begin(self._follow_server(heard))
         await asyncio.wait_for(heard.wait(), 10.0)
+        await self.links.open_ahead(self.server)
         config = uvicorn.Config(
             self._serve,
             host=self._address,
