@@ -54,6 +54,8 @@ _MEMORY_LEFT_BYTES = 4 * MIB
 _TICKS_PER_LOOK = 4
 
 
+#: Scans in which a memory must be missing before it counts as gone.
+_SCANS = 4
 #: Held while a store is deleted, so that between two scans of the process's memories no other one goes.
 _closing = threading.Lock()
 
@@ -301,8 +303,12 @@ class Isolate:
         with _closing:
             before = memory_map.linear_memories()
             self._delete_store()
-            after = memory_map.linear_memories()
-        return memory_map.largest_gone(before, after) >= full_bytes
+            after = [memory_map.linear_memories()]
+            while memory_map.largest_gone(before, *after) >= full_bytes:
+                if len(after) == _SCANS:
+                    return True
+                after.append(memory_map.linear_memories())
+        return False
 
     def close(self) -> None:
         """Delete the store and all it holds. Safe to call twice."""
