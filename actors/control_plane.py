@@ -66,7 +66,7 @@ class ControlPlane:
             "deploy": self.deploy,
             "deploy_progress": self.deploy_progress,
             "remove": self.remove,
-            "list": self.list_workers,
+            "list": self.snapshot,
             "history": self.history,
             "members": self.members,
         }
@@ -208,10 +208,6 @@ class ControlPlane:
             if seq is not None:
                 await self._publish_change(seq, str(plain["name"]))
         return encode_plain({"removed": seq is not None})
-
-    async def list_workers(self, payload: bytes = b"") -> bytes:
-        """What is deployed, a page at a time: ``{"after": name}``."""
-        return await self.snapshot(payload)
 
     async def history(self, payload: bytes) -> bytes:
         """The latest uploads and deploys of one worker, newest first."""

@@ -5,7 +5,7 @@ them into bytes. One function, ``status_of``, says what an HTTP client gets for 
 between workers the ending itself travels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from isolates.conversation import RequestHead
@@ -81,6 +81,16 @@ class Request:
     cold_cause: str = ColdCause.FIRST_EVER.value
     #: Of a request that is offered to its home: what the home reads the rest of the body from, and gives back.
     fallback: Capability | None = None
+
+    def under(self, lease: "Lease") -> "Request":
+        """The request for the version that ``lease`` is for."""
+        return replace(
+            self,
+            version=lease.version,
+            component_digest=lease.component_digest,
+            plan=lease.plan,
+            limits=lease.limits,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,12 +58,11 @@ class HostLimits:
 class _Ticket:
     """One request's place in line; it gets one decision."""
 
-    __slots__ = ("_given", "decision", "waited_from_ns")
+    __slots__ = ("_given", "decision")
 
     def __init__(self) -> None:
         self._given = threading.Event()
         self.decision: Use | Start | Fail | Shed | None = None
-        self.waited_from_ns = time.time_ns()
 
     def give(self, decision: Use | Start | Fail | Shed) -> None:
         self.decision = decision
@@ -102,6 +101,7 @@ class IsolateHost:
         self._links: set[LinkSocket] = set()
         self._running = 0
         self._queue_ms = 0.0
+        self._memory_bytes = 0
         self._prewarms: list[tuple[Start, Request]] = []
         self._prewarm_wake = threading.Condition()
         self._outcomes: dict[str, int] = {}
@@ -187,8 +187,7 @@ class IsolateHost:
                     continue
                 kind, payload = received
                 if kind is Frame.REQUEST:
-                    if not self._serve(link, REQUEST.decode(payload)):
-                        return
+                    self._serve(link, REQUEST.decode(payload))
                 elif kind is Frame.PREWARM:
                     self.prewarm(REQUEST.decode(payload))
                 elif kind is Frame.NOTICE:
@@ -242,12 +241,10 @@ class IsolateHost:
                     decisions = self._residency.pressure(self._memory_bytes, time.monotonic())
                 self._carry_out(decisions)
 
-    _memory_bytes = 0
-
     # ------------------------------------------------------------------------------------------------ one request
 
-    def _serve(self, link: LinkSocket, request: Request) -> bool:
-        """Run one request; returns whether the link can be used for another."""
+    def _serve(self, link: LinkSocket, request: Request) -> None:
+        """Run one request, or say why not."""
         arrived_ns = time.time_ns()
         recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, self._ids)
         ticket = _Ticket()
@@ -262,22 +259,25 @@ class IsolateHost:
         decision = ticket.decision
         queued_ns = time.time_ns()
         if decision is None or isinstance(decision, Shed):
-            return self._end(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
+            self._end(link, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
+            return
         if isinstance(decision, Fail):
-            return self._end_failed(link, request, decision.why, recorder)
+            self._end_failed(link, decision.why, recorder)
+            return
         start_type = decision.start_type
         cause = ""
         if isinstance(decision, Start):
             cause = decision.cause.value
             failed = self._start(decision, request, recorder)
             if failed is not None:
-                return self._end_failed(link, request, failed, recorder)
+                self._end_failed(link, failed, recorder)
+                return
         isolate = self._isolates[decision.isolate]
         queue_ms = (queued_ns - arrived_ns) / 1e6
         self._queue_ms = queue_ms
         if queue_ms > 0.5:
             recorder.span(SpanName.QUEUE, arrived_ns, queued_ns)
-        return self._run(link, request, decision.isolate, isolate, start_type, cause, queue_ms, recorder)
+        self._run(link, request, decision.isolate, isolate, start_type, cause, queue_ms, recorder)
 
     def _run(
         self,
@@ -289,7 +289,7 @@ class IsolateHost:
         cause: str,
         queue_ms: float,
         recorder: Recorder,
-    ) -> bool:
+    ) -> None:
         def serve(head: ResponseHead) -> Served:
             cpu_ms = isolate.guest.cpu_ms
             return Served(head.status, head.headers, self.server, start_type.value, queue_ms, cpu_ms)
@@ -335,24 +335,23 @@ class IsolateHost:
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
             start_type.value, queue_ms,
         )  # fmt: skip
-        return self._end(link, request, ended, recorder, conversation.take_held())
+        self._end(link, ended, recorder, conversation.take_held())
 
-    def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> bool:
+    def _end_failed(self, link: LinkSocket, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
         now_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.OUTCOME: why.outcome.value, Attr.PHASE: "startup", Attr.ERROR_TYPE: why.reason[:300],
         }  # fmt: skip
         recorder.span(SpanName.STARTUP, now_ns, now_ns, attributes, error=True)
-        return self._end(link, request, Ended(why.outcome, why.reason), recorder)
+        self._end(link, Ended(why.outcome, why.reason), recorder)
 
-    def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> bool:
+    def _end(self, link: LinkSocket, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
         with self._lock:
             self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
             load = Load(self._running, self._residency.queued, self._queue_ms, len(self._residency), self._memory_bytes)
         last = replace(ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load)
         link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
-        return True
 
     # --------------------------------------------------------------------------------------- residency's decisions
 

@@ -376,6 +376,19 @@ class LinkAnswer:
             pass  # whoever waits for the answer sees the same, and says so
 
 
+async def read_window(answer: LinkAnswer, *, wait: bool) -> bytes:
+    """What has arrived of a response body, about a window at most; with ``wait`` at least something, if more comes."""
+    pieces: list[bytes] = []
+    size = 0
+    while size < WINDOW_BYTES_MAX and not answer.is_over and (answer.ready() or (wait and not pieces)):
+        data = await answer.read()
+        if data is None:
+            break
+        pieces.append(data)
+        size += len(data)
+    return b"".join(pieces)
+
+
 class PulledBody:
     """A request body that is read from the other end of a link, a pull at a time."""
 

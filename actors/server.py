@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from actors import routing
@@ -18,7 +19,6 @@ from actors.capability import Exports
 from actors.catalog import Deployed
 from actors.exchange import (
     Chunk,
-    ColdCause,
     Ended,
     Lease,
     Outcome,
@@ -27,12 +27,13 @@ from actors.exchange import (
 from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
 from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
-from actors.routing import Place, Situation
+from actors.routing import Place, Route, Situation
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
 from actors.submission import Submissions, spans_of
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST
+from actors.worker import Limits
 from isolates.artifact import ArtifactStore
 from tracing.collector import Collector, CompletedTrace
 from tracing.export import OtlpExporter
@@ -47,7 +48,6 @@ _WARM_MAX = 65_536
 #: Worker names in one frame to the ingress: 1 MiB holds 64 characters each of them.
 _NAMES_PER_FRAME = 8_192
 _TRACE_TICK_S = 0.1
-_UNREAD_S = 30.0
 
 
 class Server:
@@ -142,25 +142,11 @@ class Server:
         """Find the version, decide where, and send. Also: the lease that goes with it, and the home."""
         self._requests += 1
         began_ns = time.time_ns()
-        version = self._view.version_for(request.worker, request.request_id.encode())
-        if isinstance(version, Outcome):
-            return EndedAnswer(Ended(version)), None, ""
-        request = replace(
-            request,
-            version=version.version_id,
-            component_digest=version.component_digest,
-            plan=version.plan.value,
-            limits=_plain_limits(version.limits.to_plain()),
-        )
-        home = self._view.home_of(request.worker)
-        route = routing.decide(
-            Situation(
-                here=self.name,
-                home=home,
-                warm_here=request.version in self._warm,
-                refused_before=request.version in self._client.refusals,
-            )
-        )
+        resolved = self._resolve(request)
+        if isinstance(resolved, Outcome):
+            return EndedAnswer(Ended(resolved)), None, ""
+        request = resolved
+        home, route = self._route(request)
         recorder.span(
             SpanName.ROUTE,
             began_ns,
@@ -171,6 +157,30 @@ class Server:
             return await self._run_here(request, body), self._lease(request, home or ""), home or ""
         answer = await self._client.send(request, body, home, self._view.epoch, recorder)
         return answer, None, home
+
+    def _resolve(self, request: Request) -> Request | Outcome:
+        """The request with the version that answers it; ``SCRIPT_NOT_FOUND`` when nothing is deployed."""
+        version = self._view.version_for(request.worker, request.request_id.encode())
+        if isinstance(version, Outcome):
+            return version
+        return replace(
+            request,
+            version=version.version_id,
+            component_digest=version.component_digest,
+            plan=version.plan.value,
+            limits=_plain_limits(version.limits),
+        )
+
+    def _route(self, request: Request) -> tuple[str | None, Route]:
+        """The worker's home, and where a request with a version runs."""
+        home = self._view.home_of(request.worker)
+        situation = Situation(
+            here=self.name,
+            home=home,
+            warm_here=request.version in self._warm,
+            refused_before=request.version in self._client.refusals,
+        )
+        return home, routing.decide(situation)
 
     async def _run_here(self, request: Request, body: BodySource) -> Answer:
         try:
@@ -306,21 +316,13 @@ class Server:
 
     async def _prewarm(self, request: Request) -> None:
         """A request for a worker is likely: start an isolate where the request would run."""
-        version = self._view.version_for(request.worker, request.request_id.encode())
-        if isinstance(version, Outcome):
+        resolved = self._resolve(request)
+        if isinstance(resolved, Outcome) or resolved.version in self._warm:
             return
-        request = replace(
-            request,
-            version=version.version_id,
-            component_digest=version.component_digest,
-            limits=_plain_limits(version.limits.to_plain()),
-            cold_cause=ColdCause.FIRST_EVER.value,
-        )
-        home = self._view.home_of(request.worker)
-        if version.version_id in self._warm:
-            return
+        request = resolved
+        home, route = self._route(request)
         try:
-            if home is None or home == self.name or version.version_id in self._client.refusals:
+            if route.place is Place.HERE:
                 await self._links.tell(self._host, Frame.PREWARM, REQUEST.encode(request))
             else:
                 await (await self._peers.get(f"{home}/shard")).call("prewarm", REQUEST.encode(request))
@@ -408,5 +410,6 @@ class Server:
         )
 
 
-def _plain_limits(plain: dict[str, object]) -> dict[str, int | None]:
-    return {name: value for name, value in plain.items() if value is None or isinstance(value, int)}
+@lru_cache(maxsize=1_024)  # limits come from two plans and few manifests; every request needs them as plain numbers
+def _plain_limits(limits: Limits) -> dict[str, int | None]:
+    return {name: value for name, value in limits.to_plain().items() if value is None or isinstance(value, int)}

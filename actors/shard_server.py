@@ -14,7 +14,6 @@ from actors import admission
 from actors.admission import Admission, AdmissionLimits
 from actors.capability import Exports
 from actors.exchange import (
-    WINDOW_BYTES_MAX,
     Answered,
     Capability,
     Chunk,
@@ -26,7 +25,7 @@ from actors.exchange import (
     Request,
     Served,
 )
-from actors.link import Frame, LinkAnswer, LinkBroken, Links
+from actors.link import Frame, LinkAnswer, LinkBroken, Links, read_window
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict
@@ -156,19 +155,12 @@ class ShardServer:
 
     async def _next_chunk(self, answer: LinkAnswer, *, wait: bool) -> Chunk:
         """What has arrived of an answer, up to a window; with ``wait`` at least something."""
-        pieces: list[bytes] = []
-        size = 0
-        while size < WINDOW_BYTES_MAX and not answer.is_over and (answer.ready() or (wait and not pieces)):
-            data = await answer.read()
-            if data is None:
-                break
-            pieces.append(data)
-            size += len(data)
+        data = await read_window(answer, wait=wait)
         ended = None
         if answer.is_over or (answer.whole and answer.ready()):
             ended = await answer.ended()
             self._note_load(ended.load)
-        return Chunk(b"".join(pieces), end=answer.whole, ended=ended)
+        return Chunk(data, end=answer.whole, ended=ended)
 
     def _note_load(self, load: Load) -> None:
         self._load, self._load_until_s = load, asyncio.get_running_loop().time() + _LOAD_FRESH_S

@@ -31,7 +31,7 @@ from tracing.wire import Malformed, decode_spans
 
 T = TypeVar("T")
 
-#: Answers are held whole by ``fetch``; larger ones are for ``stream``.
+#: Answers are held whole by ``fetch``; larger ones go over HTTPS.
 FETCH_BYTES_MAX = 64 << 20
 
 

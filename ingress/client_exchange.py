@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
-from actors.link import Answer, LinkAnswer, LinkBroken, Links
+from actors.link import Answer, LinkAnswer, LinkBroken, Links, read_window
 from actors.stage import is_error, root_attributes, server_timing
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder
@@ -163,13 +163,7 @@ class ClientExchange:
         path = edge.server
         if lease is not None:
             path = lease.socket
-            request = replace(
-                request,
-                version=lease.version,
-                component_digest=lease.component_digest,
-                plan=lease.plan,
-                limits=lease.limits,
-            )
+            request = request.under(lease)
         self._request = request
         try:
             answer = await edge.links.exchange(path, request, body)
@@ -210,7 +204,7 @@ class ClientExchange:
             served = replace(served, home=lease.home)
         headers = [*_for_client(served.headers), (b"server-timing", server_timing(served))]
         length = next((v for n, v in served.headers if n == "content-length"), None)
-        first = await _arrived(answer)
+        first = await read_window(answer, wait=False)
         if answer.whole and length is None and not self._is_head and served.status not in _BODILESS:
             # All of it is here: a length costs one write less than chunks, and lets the client see the end at once.
             length = str(len(first)).encode()
@@ -327,19 +321,6 @@ def request_of(scope: Scope, entropy: Callable[[int], bytes]) -> tuple[Request, 
         scope["method"], scope["scheme"], authority, f"{path}?{query}" if query else path, tuple(headers)
     )
     return Request(entropy(8).hex(), "", head, ""), traceparent
-
-
-async def _arrived(answer: LinkAnswer) -> bytes:
-    """What is there of a response body without waiting for more, up to a window."""
-    pieces: list[bytes] = []
-    size = 0
-    while size < WINDOW_BYTES_MAX and answer.ready() and not answer.is_over:
-        data = await answer.read()
-        if data is None:
-            break
-        pieces.append(data)
-        size += len(data)
-    return b"".join(pieces)
 
 
 def _for_client(headers: tuple[tuple[str, bytes], ...]) -> list[tuple[bytes, bytes]]:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -235,15 +235,7 @@ class Ingress:
         lease = self.lease(worker)
         try:
             if lease is not None:
-                payload = REQUEST.encode(
-                    replace(
-                        request,
-                        version=lease.version,
-                        component_digest=lease.component_digest,
-                        limits=lease.limits,
-                    )
-                )
-                await self.links.tell(lease.socket, Frame.PREWARM, payload)
+                await self.links.tell(lease.socket, Frame.PREWARM, REQUEST.encode(request.under(lease)))
             else:
                 await self.links.tell(self.server, Frame.PREWARM, REQUEST.encode(request))
             self._prewarms += 1

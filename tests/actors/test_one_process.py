@@ -396,7 +396,7 @@ def test_a_deploy_is_known_everywhere(play: Callable[..., None]) -> None:
         for machine in cluster.machines:
             got = await machine.ask(request("hello"))
             assert got.ended.outcome is Outcome.OK
-        listed = decode_plain(await cluster.control.list_workers(encode_plain({"after": ""})))
+        listed = decode_plain(await cluster.control.calls["list"](encode_plain({"after": ""})))
         assert [w["deployment"]["worker"] for w in listed["workers"]] == ["hello"]
         await cluster.control.remove(encode_plain({"name": "hello", "author": "a test"}))
         for machine in cluster.machines:
