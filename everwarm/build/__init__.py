@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from everwarm.build import component, javascript, python, zig
+from everwarm.build import c, component, javascript, python, zig
 from everwarm.build.cache import Cache, content_key
 from everwarm.build.manifest import Language, Manifest, ManifestError, read_manifest
 from everwarm.build.project import Input, Project
@@ -43,6 +43,7 @@ class _Recipe:
 
 _RECIPES = {
     Language.ZIG: _Recipe(ZIG, zig.inputs, zig.compile_component),
+    Language.C: _Recipe(ZIG, c.inputs, c.compile_component),
     Language.JAVASCRIPT: _Recipe(JAVASCRIPT, javascript.inputs, javascript.compile_component),
     Language.PYTHON: _Recipe(PYTHON, python.inputs, python.compile_component),
     Language.COMPONENT: _Recipe(None, component.inputs, component.compile_component),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from actors.worker import Plan
+from actors.worker import REUSE_DEFAULT, REUSE_IDLE_S_MAX, REUSE_REQUESTS_MAX, Plan, Reuse
 
 MANIFEST_FILE = "everwarm.toml"
 
@@ -25,6 +25,7 @@ _MANIFEST_BYTES_MAX = 256 * 1024
 
 class Language(StrEnum):
     ZIG = "zig"
+    C = "c"
     JAVASCRIPT = "javascript"
     PYTHON = "python"
     COMPONENT = "component"
@@ -44,7 +45,8 @@ class Manifest:
     """A checked everwarm.toml.
 
     Paths are relative to the worker's folder, with forward slashes. `entry` lies inside it. `modules` are further Zig
-    files that may lie beside it; each can be imported under the name of its file. `vars` are the (name, text) pairs
+    files that may lie beside it; each can be imported under the name of its file. `reuse` says how long an isolate
+    serves: `max_requests` requests, and `idle_s` seconds after its last one. `vars` are the (name, text) pairs
     of `[vars]`, sorted, which a JavaScript worker finds in `env`.
     """
 
@@ -53,6 +55,7 @@ class Manifest:
     entry: str
     plan: Plan = Plan.FREE
     limits: LimitsWanted = LimitsWanted()
+    reuse: Reuse = REUSE_DEFAULT
     modules: tuple[str, ...] = ()
     vars: tuple[tuple[str, str], ...] = ()
 
@@ -63,10 +66,14 @@ class ManifestError(Exception):
 
 _ENTRY_SUFFIXES: Mapping[Language, tuple[str, ...]] = {
     Language.ZIG: (".zig",),
+    Language.C: (".c",),
     Language.JAVASCRIPT: (".js", ".mjs", ".ts"),
     Language.PYTHON: (".py",),
     Language.COMPONENT: (".wasm",),
 }
+
+_WITH_MODULES = frozenset({Language.ZIG, Language.C})
+_WITH_VARS = frozenset({Language.JAVASCRIPT, Language.PYTHON})
 
 # The most any plan gives: 300 s of CPU, 4 GiB (what 32-bit memory can address), 1 s to start.
 _LIMIT_MAX: Mapping[str, int] = {"cpu_ms": 300_000, "memory_mib": 4096, "startup_cpu_ms": 1000}
@@ -101,17 +108,18 @@ def parse_manifest(text: str, *, file: str) -> Manifest:
         raise reader.error("name", f'must match {_NAME.pattern} and is "{name}"')
     language = Language(reader.choice("language", list(Language)))
     modules = tuple(reader.path("modules", module) for module in reader.texts("modules"))
-    if modules and language is not Language.ZIG:
-        raise reader.error("modules", "is for Zig workers only")
+    if modules and language not in _WITH_MODULES:
+        raise reader.error("modules", "is for Zig and C workers only")
     variables = reader.texts_by_name("vars")
-    if variables and language is not Language.JAVASCRIPT:
-        raise reader.error("vars", "reaches JavaScript workers only")
+    if variables and language not in _WITH_VARS:
+        raise reader.error("vars", "reaches JavaScript and Python workers only")
     return Manifest(
         name=name,
         language=language,
         entry=_entry(reader, language),
         plan=Plan(reader.choice("plan", list(Plan), default=Plan.FREE)),
         limits=_limits(reader.table("limits")),
+        reuse=_reuse(reader.table("reuse")),
         modules=modules,
         vars=variables,
     )
@@ -133,6 +141,14 @@ def _limits(reader: "_Reader") -> LimitsWanted:
         cpu_ms=reader.whole_number("cpu_ms", _LIMIT_MAX["cpu_ms"]),
         memory_mib=reader.whole_number("memory_mib", _LIMIT_MAX["memory_mib"]),
         startup_cpu_ms=reader.whole_number("startup_cpu_ms", _LIMIT_MAX["startup_cpu_ms"]),
+    )
+
+
+def _reuse(reader: "_Reader") -> Reuse:
+    reader.allow_only(["max_requests", "idle_s"])
+    return Reuse(
+        max_requests=reader.whole_number("max_requests", REUSE_REQUESTS_MAX),
+        idle_s=reader.whole_number("idle_s", REUSE_IDLE_S_MAX),
     )
 
 

@@ -2,83 +2,240 @@
 //
 // The engine can turn requests into fetch events by itself, but only once an instance: a second request finds the
 // event already answered. Exporting the handler of wasi:http instead leaves the instance good for any number of them.
-// One request is in the engine at a time; the exported function is async, and the engine runs its event loop (timers,
-// outgoing fetches) until the promise it returned has settled.
+// One request is in the engine at a time; the exported function returns a promise, and the engine runs its event loop
+// (timers, outgoing fetches) until that has settled.
 //
 // Reading the request's body and writing the response's wait inside the host, and no timer fires meanwhile: one
 // instance has nobody else to serve. Chunks are asked for lazily, so a body that is not read is never moved.
 //
-// A handler that throws or rejects ends the instance: the error goes to stderr with its stack and then out of the
-// exported function, which traps. The platform answers for it (500, outcome "exception") and a torn instance is not
-// used again; a polite 500 from here would have hidden both. After the head was sent, the same makes the platform cut
-// the connection, so that a half answer never looks whole.
+// Every step through a promise makes the engine look at the clock two or three times, and that is a call to the host.
+// So this file uses as few as it can: `then` and no `await` on the way of every request, and a body that was made from
+// a string is not read back through a stream.
+//
+// A handler that throws or rejects has no answer: its error goes to stderr with its stack, and the host is told that
+// there is none; it answers for it (500, outcome "exception"). A polite 500 from here would have hidden that. After
+// the head was sent, the body is dropped unfinished, so that the host cuts the connection and a half answer never looks
+// whole.
 import worker from 'everwarm:worker';
 import { Fields, OutgoingBody, OutgoingResponse, ResponseOutparam } from 'wasi:http/types@0.2.10';
 
 // As much as a host hands over at once.
 const readBytesMax = 65536;
-// `blocking-write-and-flush` takes no more than this in WASI 0.2.
+// `blocking-write-and-flush` is one call instead of three, and takes no more than this in WASI 0.2.
 const flushBytesMax = 4096;
-// Statuses and methods that have no body by HTTP's rules; the Request constructor insists on it for the latter.
+// Methods that have no body by HTTP's rules; the Request constructor insists on it.
 const bodylessMethods = new Set(['GET', 'HEAD']);
+// They are the connection's, and the host refuses them; a response of fetch() that is passed on may have some.
+const connectionHeaders = new Set([
+  ...['connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'proxy-connection', 'transfer-encoding'],
+  ...['upgrade', 'te', 'host', 'http2-settings'],
+]);
 
 // The manifest's [vars], put here by the build.
 const env = Object.freeze(EVERWARM_VARS);
+const encoder = new TextEncoder();
+
+if (typeof worker?.fetch !== 'function') throw new TypeError('the default export has no function fetch()');
+
+// The string that a response was made from. It cannot change, so it is what its unread body would give. The length that
+// the engine notes in the headers comes out again, or it would be copied to responses with other bodies.
+const texts = new WeakMap();
+const EngineResponse = globalThis.Response;
+const ResponseWithText = new Proxy(EngineResponse, {
+  construct(target, args, newTarget) {
+    const response = Reflect.construct(target, args, newTarget === ResponseWithText ? target : newTarget);
+    if (typeof args[0] === 'string') {
+      texts.set(response, args[0]);
+      if (args[0] !== '') response.headers.delete('content-length');
+    }
+    return response;
+  },
+});
+EngineResponse.prototype.constructor = ResponseWithText;
+EngineResponse.json = (data, init) => {
+  const text = JSON.stringify(data);
+  if (text === undefined) throw new TypeError('the data has no form in JSON');
+  const headers = new Headers(init?.headers);
+  if (!headers.has('content-type')) headers.set('content-type', 'application/json');
+  return new ResponseWithText(text, { status: init?.status, statusText: init?.statusText, headers });
+};
+// The engine has no clone(). With a string at hand there is one; a stream cannot be split behind a response's back.
+EngineResponse.prototype.clone ??= function () {
+  const text = this.bodyUsed ? undefined : texts.get(this);
+  if (text === undefined && this.body !== null) throw new TypeError('only a response made from a string can be cloned');
+  return new ResponseWithText(text ?? null, { status: this.status, statusText: this.statusText, headers: this.headers });
+};
+globalThis.Response = ResponseWithText;
 
 export const incomingHandler = {
-  async handle(incoming, outparam) {
-    const waiting = [];
-    const ctx = {
-      waitUntil(promise) {
-        waiting.push(promise);
-      },
-      passThroughOnException() {},
-    };
-    let body;
-    try {
-      body = new LazyBody(incoming);
-      const request = requestFrom(incoming, body);
-      const response = await worker.fetch(request, env, ctx);
-      if (!(response instanceof Response)) throw new TypeError('fetch() of the worker must return a Response');
-      await send(response, outparam, request.method === 'HEAD');
-    } catch (error) {
-      report(error);
-      // Its message and stack are out already, and the engine would print both again.
-      throw 'the worker failed';
-    } finally {
-      body?.close();
-      incoming[Symbol.dispose]();
-    }
-    // A promise may add more while it runs.
-    while (waiting.length > 0) {
-      for (const result of await Promise.allSettled(waiting.splice(0))) {
-        if (result.status === 'rejected') report(result.reason);
-      }
-    }
+  handle(incoming, outparam) {
+    return new Exchange(incoming, outparam).run();
   },
 };
 
-// Header values are bytes, and in JavaScript strings of one character a byte.
-function byteOf(character) {
-  return character.charCodeAt(0);
-}
+// One request and its answer.
+class Exchange {
+  constructor(incoming, outparam) {
+    this.incoming = incoming;
+    this.outparam = outparam;
+    this.requestBody = new RequestBody(incoming);
+    this.outgoingBody = undefined;
+    this.stream = undefined;
+    this.waiting = [];
+  }
 
-function requestFrom(incoming, body) {
-  const { tag, val } = incoming.method();
-  const method = tag === 'other' ? val : tag.toUpperCase();
-  const fields = incoming.headers();
-  const headers = new Headers();
-  for (const [name, value] of fields.entries()) headers.append(name, String.fromCharCode(...value));
-  fields[Symbol.dispose]();
-  const scheme = incoming.scheme()?.tag === 'HTTPS' ? 'https' : 'http';
-  const authority = incoming.authority() ?? headers.get('host') ?? 'localhost';
-  const url = `${scheme}://${authority}${incoming.pathWithQuery() ?? '/'}`;
-  if (bodylessMethods.has(method)) return new Request(url, { method, headers });
-  return new Request(url, { method, headers, body: body.readable(), duplex: 'half' });
+  run() {
+    let answered;
+    try {
+      const ctx = {
+        waitUntil: (promise) => {
+          this.waiting.push(promise);
+        },
+        passThroughOnException() {},
+      };
+      answered = worker.fetch(this.request(), env, ctx);
+    } catch (error) {
+      return this.fail(error);
+    }
+    if (typeof answered?.then !== 'function') return this.answer(answered);
+    return answered.then(
+      (response) => this.answer(response),
+      (error) => this.fail(error),
+    );
+  }
+
+  request() {
+    const { incoming } = this;
+    const { tag, val } = incoming.method();
+    const method = tag === 'other' ? val : tag.toUpperCase();
+    this.headOnly = method === 'HEAD';
+    const fields = incoming.headers();
+    const headers = new Headers();
+    for (const [name, value] of fields.entries()) headers.append(name, String.fromCharCode(...value));
+    fields[Symbol.dispose]();
+    const scheme = incoming.scheme()?.tag === 'HTTPS' ? 'https' : 'http';
+    const authority = headers.get('host') ?? incoming.authority() ?? 'localhost';
+    const url = `${scheme}://${authority}${incoming.pathWithQuery() ?? '/'}`;
+    const init = { method, headers };
+    if (!bodylessMethods.has(method)) Object.assign(init, { body: this.requestBody.readable(), duplex: 'half' });
+    // A request that is made from these headers lacks Host, which a browser's script may not set; a worker may see it.
+    return Object.defineProperty(new Request(url, init), 'headers', { value: headers });
+  }
+
+  // Sends a response. Gives a promise only if there is something to wait for; so do `fail` and `end`.
+  answer(response) {
+    try {
+      if (!(response instanceof EngineResponse)) throw new TypeError('fetch() of the worker must return a Response');
+      const text = response.bodyUsed ? undefined : texts.get(response);
+      if (text !== undefined) {
+        const bytes = encoder.encode(text);
+        const hasBody = bytes.length > 0 && !this.headOnly;
+        this.sendHead(response, hasBody, bytes.length);
+        if (hasBody && this.write(bytes)) this.finish();
+      } else if (response.body === null || this.headOnly) {
+        this.sendHead(response, false);
+        response.body?.cancel().catch(() => {});
+      } else {
+        const reader = response.body.getReader();
+        this.sendHead(response, true);
+        return this.pump(reader).then(
+          () => this.end(),
+          (error) => this.fail(error),
+        );
+      }
+    } catch (error) {
+      return this.fail(error);
+    }
+    return this.end();
+  }
+
+  sendHead(response, hasBody, length) {
+    const entries = [];
+    for (const [name, value] of response.headers) {
+      if (name === 'content-length') length = undefined;
+      if (!connectionHeaders.has(name)) entries.push([name, Uint8Array.from(value, byteOf)]);
+    }
+    if (length !== undefined) entries.push(['content-length', encoder.encode(length)]);
+    const outgoing = new OutgoingResponse(Fields.fromList(entries));
+    if (response.status !== 200) outgoing.setStatusCode(response.status);
+    // A response whose body was never asked for has none.
+    if (hasBody) {
+      this.outgoingBody = outgoing.body();
+      this.stream = this.outgoingBody.write();
+    }
+    const { outparam } = this;
+    this.outparam = undefined;
+    ResponseOutparam.set(outparam, { tag: 'ok', val: outgoing });
+  }
+
+  // Copies a readable stream out.
+  async pump(reader) {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return this.finish();
+      // Not `instanceof`: what passes through a stream of the engine's own may come from another realm.
+      if (Object.prototype.toString.call(value) !== '[object Uint8Array]') {
+        throw new TypeError('a response body must consist of Uint8Array chunks');
+      }
+      if (!this.write(value)) return reader.cancel(new TypeError('nobody takes the rest of the response'));
+    }
+  }
+
+  // False if nobody takes the rest, which is no fault of the worker.
+  write(bytes) {
+    try {
+      writeAll(this.stream, bytes);
+      return true;
+    } catch (error) {
+      if (failureOf(error) === undefined) throw error;
+      return false;
+    }
+  }
+
+  finish() {
+    this.stream[Symbol.dispose]();
+    const body = this.outgoingBody;
+    this.outgoingBody = undefined;
+    try {
+      OutgoingBody.finish(body, undefined);
+    } catch (error) {
+      if (error?.payload?.tag !== 'HTTP-response-body-size') throw error;
+      // The host knows, and cuts it off.
+      console.error("the response's body is not as long as its content-length");
+    }
+  }
+
+  fail(error) {
+    report(error);
+    if (this.outparam !== undefined) {
+      ResponseOutparam.set(this.outparam, { tag: 'err', val: { tag: 'internal-error', val: undefined } });
+    }
+    return this.end();
+  }
+
+  // Everything that was lent goes back, before what the worker still wants to do.
+  end() {
+    if (this.outgoingBody !== undefined) {
+      this.stream[Symbol.dispose]();
+      this.outgoingBody[Symbol.dispose]();
+    }
+    this.requestBody.close();
+    this.incoming[Symbol.dispose]();
+    return this.waiting.length > 0 ? this.wait() : undefined;
+  }
+
+  async wait() {
+    // A promise may add more while it runs.
+    while (this.waiting.length > 0) {
+      for (const result of await Promise.allSettled(this.waiting.splice(0))) {
+        if (result.status === 'rejected') report(result.reason);
+      }
+    }
+  }
 }
 
 // The request's body: taken from the host at the first read, given back when it ends or the handler is through.
-class LazyBody {
+class RequestBody {
   constructor(incoming) {
     this.incoming = incoming;
     this.handles = undefined;
@@ -126,48 +283,7 @@ class LazyBody {
   }
 }
 
-async function send(response, outparam, headOnly) {
-  const entries = [];
-  for (const [name, value] of response.headers) entries.push([name, Uint8Array.from(value, byteOf)]);
-  const outgoing = new OutgoingResponse(Fields.fromList(entries));
-  outgoing.setStatusCode(response.status);
-  const body = outgoing.body();
-  ResponseOutparam.set(outparam, { tag: 'ok', val: outgoing });
-  const stream = body.write();
-  let whole = false;
-  try {
-    if (headOnly || response.body === null) await response.body?.cancel();
-    else whole = await pump(response.body, stream);
-    whole = whole || headOnly || response.body === null;
-  } finally {
-    stream[Symbol.dispose]();
-    // A body that is dropped without being finished tells the host that this answer is not whole.
-    if (!whole) body[Symbol.dispose]();
-  }
-  if (whole) OutgoingBody.finish(body, undefined);
-}
-
-// Copies a readable stream out; false if the client went away, which is no fault of the worker.
-async function pump(readable, stream) {
-  const reader = readable.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return true;
-    // Not `instanceof`: what passes through a stream of the engine's own may come from another realm.
-    if (Object.prototype.toString.call(value) !== '[object Uint8Array]') {
-      throw new TypeError('a response body must consist of Uint8Array chunks');
-    }
-    try {
-      write(stream, value);
-    } catch (error) {
-      if (failureOf(error) === undefined) throw error;
-      await reader.cancel(new TypeError('the client went away'));
-      return false;
-    }
-  }
-}
-
-function write(stream, bytes) {
+function writeAll(stream, bytes) {
   if (bytes.length === 0) return;
   if (bytes.length <= flushBytesMax) {
     stream.blockingWriteAndFlush(bytes);
@@ -185,6 +301,11 @@ function write(stream, bytes) {
     start += permitted;
   }
   stream.flush();
+}
+
+// Header values are bytes, and in JavaScript strings of one character a byte.
+function byteOf(character) {
+  return character.charCodeAt(0);
 }
 
 // The stream-error inside what a failed stream call throws, with its own error given back; undefined for anything else.

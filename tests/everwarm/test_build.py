@@ -1,23 +1,19 @@
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from wasmtime import Engine
-from wasmtime.component import Component
 
+from actors.worker import Plan, Reuse
 from everwarm.build import BuildError, Built, ManifestError, build
 from everwarm.build.cache import Cache, CacheLimits, content_key
-from everwarm.build.manifest import Language, LimitsWanted, Manifest, Plan, parse_manifest, read_manifest
+from everwarm.build.manifest import Language, LimitsWanted, Manifest, parse_manifest, read_manifest
 from everwarm.build.project import Project, source_inputs
 from everwarm.build.tool import run
 from everwarm.build.toolchain import ZIG, Toolchain, install, is_installed, node_program
 
 ROOT = Path(__file__).parents[2]
 WORKERS = ROOT / "workers"
-ZIG_WORKERS = sorted(folder.parent for folder in WORKERS.glob("zig/*/everwarm.toml"))
-TOOLCHAINS = Path(os.environ.get("EVERWARM_TOOLCHAIN_DIR", ROOT / ".everwarm" / "toolchains"))
 
 MINIMAL = 'name = "hello"\nlanguage = "zig"\nentry = "worker.zig"\n'
 
@@ -50,6 +46,9 @@ class TestManifest:
             cpu_ms = 300000
             memory_mib = 4096
             startup_cpu_ms = 1
+            [reuse]
+            max_requests = 1
+            idle_s = 60
             [vars]
             B = "2"
             A = "one\\ntwo"
@@ -60,6 +59,7 @@ class TestManifest:
             entry="src/worker.js",
             plan=Plan.PAID,
             limits=LimitsWanted(cpu_ms=300_000, memory_mib=4096, startup_cpu_ms=1),
+            reuse=Reuse(max_requests=1, idle_s=60),
             vars=(("A", "one\ntwo"), ("B", "2")),
         )
 
@@ -73,7 +73,7 @@ class TestManifest:
             (MINIMAL.replace("hello", "Hello"), 'f: name must match [a-z][a-z0-9-]{0,62} and is "Hello"'),
             (MINIMAL.replace("hello", "a" * 64), "f: name must match"),
             (MINIMAL.replace("hello", "1a"), "f: name must match"),
-            (MINIMAL.replace('"zig"', '"zigg"'), "f: language must be one of zig, javascript, python, component"),
+            (MINIMAL.replace('"zig"', '"zigg"'), "f: language must be one of zig, c, javascript, python, component"),
             (MINIMAL.replace("worker.zig", "../worker.zig"), "f: entry must lie inside the folder"),
             (MINIMAL.replace("worker.zig", "/worker.zig"), "f: entry must be a path relative to the folder"),
             (MINIMAL.replace("worker.zig", "worker.js"), "f: entry must end in .zig for zig"),
@@ -85,10 +85,14 @@ class TestManifest:
             (MINIMAL + "[limits]\ncpu_ms = 0", "f: limits.cpu_ms must be a whole number"),
             (MINIMAL + "[limits]\nmemory_mib = 4097", "f: limits.memory_mib must be a whole number from 1 to 4096"),
             (MINIMAL + "[limits]\nstartup_cpu_ms = 1.5", "f: limits.startup_cpu_ms must be a whole number"),
+            (MINIMAL + "reuse = {max_requests = 0}", "f: reuse.max_requests must be a whole number from 1 to 1000000"),
+            (MINIMAL + "reuse = {idle_s = 90000}", "f: reuse.idle_s must be a whole number from 1 to 86400"),
+            (MINIMAL + "reuse = {single_shot = true}", "f: reuse.single_shot is not a known key"),
+            (MINIMAL + "reuse = 1", "f: reuse must be a table"),
             (MINIMAL + 'modules = "x.zig"', "f: modules must be a list of strings"),
             (MINIMAL + 'modules = ["/x.zig"]', "f: modules must be a path relative to the folder"),
-            (MINIMAL + '[vars]\nA = "1"', "f: vars reaches JavaScript workers only"),
-            ('name = "p"\nlanguage = "python"\nentry = "a.py"\nmodules = ["b.zig"]', "f: modules is for Zig"),
+            (MINIMAL + '[vars]\nA = "1"', "f: vars reaches JavaScript and Python workers only"),
+            ('name = "p"\nlanguage = "python"\nentry = "a.py"\nmodules = ["b.zig"]', "f: modules is for Zig and C"),
             ('name = "j"\nlanguage = "javascript"\nentry = "a.js"\nvars = {A = 1}', "f: vars.A must be a string"),
         ],
     )
@@ -105,7 +109,8 @@ class TestManifest:
     @pytest.mark.parametrize("file", sorted(WORKERS.rglob("everwarm.toml")), ids=lambda file: file.parent.name)
     def test_the_example_workers_have_good_ones(self, file: Path) -> None:
         manifest = read_manifest(file.parent)
-        assert manifest.name == file.parent.name.replace("_", "-")
+        name = file.parent.name.replace("_", "-")
+        assert manifest.name in (name, f"{name}-{file.parent.parent.name}")
         assert (file.parent / manifest.entry).is_file()
 
 
@@ -261,47 +266,3 @@ class TestBuild:
         folder = folder_with(tmp_path, everwarm_toml=self.MANIFEST)
         with pytest.raises(BuildError, match=r"^ready: entry worker\.wasm does not exist$"):
             build_quietly(folder, tmp_path)
-
-
-class TestZigWorkers:
-    ALLOWED = (
-        "wasi:http/types@",
-        "wasi:io/error@",
-        "wasi:io/poll@",
-        "wasi:io/streams@",
-        "wasi:clocks/monotonic-clock@",
-    )
-
-    @pytest.mark.parametrize("folder", ZIG_WORKERS, ids=lambda folder: folder.name)
-    def test_the_checked_in_component(self, folder: Path) -> None:
-        data = (folder / "worker.wasm").read_bytes()
-        assert len(data) < 100_000
-        engine = Engine()
-        component_type = Component(engine, data).type
-        imports = list(component_type.imports(engine))
-        assert [name for name in imports if not name.startswith(self.ALLOWED)] == []
-        assert list(component_type.exports(engine)) == ["wasi:http/incoming-handler@0.2.10"]
-
-    def test_all_of_them_are_here(self) -> None:
-        names = [folder.name for folder in ZIG_WORKERS]
-        assert names == ["echo", "hello", "hoard", "silent", "slow_start", "spin", "stream", "trap"]
-
-
-@pytest.mark.toolchain
-@pytest.mark.skipif(
-    not is_installed(ZIG, TOOLCHAINS) and os.environ.get("EVERWARM_TEST_TOOLCHAINS") != "1",
-    reason="the Zig toolchain is not installed",
-)
-class TestWithZig:
-    def test_the_checked_in_component_is_what_its_source_gives(self, tmp_path: Path) -> None:
-        folder = WORKERS / "zig" / "hello"
-        built = build(folder, cache_dir=tmp_path, toolchain_dir=TOOLCHAINS, progress=lambda line: None)
-        assert built.component.read_bytes() == (folder / "worker.wasm").read_bytes()
-
-    def test_an_error_in_the_source(self, tmp_path: Path) -> None:
-        shutil.copy(WORKERS / "zig" / "wasi_http.zig", tmp_path)
-        folder = folder_with(tmp_path, everwarm_toml=MINIMAL, worker_zig="export fn handle() void { missing(); }")
-        with pytest.raises(BuildError) as caught:
-            build(folder, cache_dir=tmp_path, toolchain_dir=TOOLCHAINS, progress=lambda line: None)
-        assert "worker.zig:1:27: error: use of undeclared identifier 'missing'" in caught.value.message
-        assert str(tmp_path) not in caught.value.detail
