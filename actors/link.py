@@ -2,7 +2,8 @@
 
 Frames: four bytes length, one byte kind, payload. A connection carries
 
-    client ─► REQUEST                                  ◄─ PULL n       (the guest wants up to n bytes of body)
+    client ─► REQUEST                                  ◄─ STARTED      (guest code runs; see ``host_choice``)
+                                                       ◄─ PULL n       (the guest wants up to n bytes of body)
            ─► BODY bytes | BODY_END | BODY_LOST        ◄─ HEAD  served (at most once)
                                                        ◄─ DATA  bytes  (any number)
                                                        ◄─ END          (the response body is whole)
@@ -11,6 +12,14 @@ Frames: four bytes length, one byte kind, payload. A connection carries
 The request body is sent only when it is pulled, one pull at a time. So nothing unread is ever left in a connection,
 it can be used again after every ending, and a body that nobody reads costs its window. Closing the connection is the
 cancellation, in both directions: who waits sees it at once, who computes sees it within a few ticks.
+
+A connection to the machine's way out (``egress.py``) carries one outgoing request of a guest, and then it is over:
+
+    host ─► OUTGOING  head, timeouts, whose it is       ◄─ HEAD  status and headers (at most once)
+         ─► BODY bytes | BODY_END                       ◄─ DATA  bytes  (any number)
+                                                        ◄─ END   (the answer is whole) | FAILED  error code  (last)
+
+There bodies are not pulled: both flow at once, and the socket's own buffers are the backpressure.
 
 PREWARM, NOTICE and SPANS are single frames without a reply. A connection that sent SUBSCRIBE gets NOTICE frames for as
 long as it stays open.
@@ -58,10 +67,17 @@ class Frame(IntEnum):
     DATA = 12
     END = 13
     ENDED = 14
+    STARTED = 15
+    OUTGOING = 20
+    FAILED = 21
 
 
 class LinkBroken(Exception):
     """The other end of a link went away, or spoke nonsense."""
+
+
+class NobodyListens(LinkBroken):
+    """Nobody is at the other end of a socket: its process has ended, or never was."""
 
 
 def frame(kind: Frame, payload: bytes = b"") -> bytes:
@@ -122,6 +138,17 @@ class Answer(Protocol):
 
     def cancel(self) -> None:
         """Nobody wants it any more. Safe at any time, also after the end."""
+
+
+class WindowAnswer(Answer, Protocol):
+    """An answer of which one can see what has arrived already."""
+
+    def ready(self) -> bool:
+        """Whether something has arrived, so that the next read does not wait."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last word has been read."""
 
 
 class Connection(asyncio.Protocol):
@@ -204,8 +231,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_answer(self) -> bool:
-        """Whether ``receive`` would return at once, and not with a pull."""
-        return bool(self._frames) and self._frames[0][0] is not Frame.PULL
+        """Whether ``receive`` would return at once, and with a piece of the answer."""
+        return bool(self._frames) and self._frames[0][0] not in (Frame.PULL, Frame.STARTED)
 
     def send(self, kind: Frame, payload: bytes = b"") -> None:
         """Queue a frame. ``LinkBroken`` when nobody is there to get it."""
@@ -237,16 +264,35 @@ class Links:
         self._idle: dict[str, list[Connection]] = {}
 
     async def take(self, path: str) -> Connection:
-        """A connection to the socket at ``path``. ``LinkBroken`` when nobody listens there."""
+        """A connection to the socket at ``path``. ``NobodyListens`` there, or another ``LinkBroken``: it is busy."""
         idle = self._idle.get(path)
         while idle:
             connection = idle.pop()
             if not connection.closed:
                 return connection
+        return await self._connect(path)
+
+    async def stays(self, path: str, seconds: float) -> bool:
+        """Whether a new connection to ``path`` is still open after so long. Raises as ``take`` does."""
+        connection = await self._connect(path)
+        try:
+            async with asyncio.timeout(seconds):
+                await connection.receive()  # nobody answers without a request: this ends when the connection does
+        except LinkBroken:
+            return False
+        except TimeoutError:
+            return True
+        finally:
+            connection.close()
+        return True
+
+    async def _connect(self, path: str) -> Connection:
         try:
             _, connection = await asyncio.get_running_loop().create_unix_connection(Connection, path)
+        except (ConnectionRefusedError, FileNotFoundError) as nobody:
+            raise NobodyListens(f"nobody listens: {nobody.strerror}") from nobody
         except OSError as refused:
-            raise LinkBroken(f"nobody listens: {refused.strerror}") from refused
+            raise LinkBroken(f"it takes no connection: {refused.strerror}") from refused
         return connection
 
     def give_back(self, path: str, connection: Connection) -> None:
@@ -290,12 +336,18 @@ class LinkAnswer:
 
     def __init__(self, links: Links, path: str, connection: Connection, body: BodySource) -> None:
         self._links = links
-        self._path = path
+        self.path = path
         self._connection: Connection | None = connection
         self._body = body
         self._feeding: asyncio.Task[None] | None = None
         self._ended: Ended | None = None
         self.whole = False
+        #: The other end said that guest code runs.
+        self.started = False
+        #: The other end asked for more of the body.
+        self.pulled = False
+        #: The link broke, and not because this end cancelled.
+        self.lost = False
 
     async def served(self) -> Served | None:
         kind, payload = await self._next()
@@ -339,10 +391,15 @@ class LinkAnswer:
                 kind, payload = await self._connection.receive()
             except LinkBroken as broken:
                 cancelled = self._connection is None
+                self.lost = not cancelled
                 self._ended = Ended(Outcome.CANCELED if cancelled else Outcome.INTERNAL_ERROR, str(broken))
                 self.cancel()
                 return Frame.ENDED, b""
+            if kind is Frame.STARTED:
+                self.started = True
+                continue
             if kind is Frame.PULL:
+                self.pulled = True
                 self._feeding = asyncio.create_task(self._feed(int.from_bytes(payload)))
                 continue
             if kind is Frame.ENDED:
@@ -359,7 +416,7 @@ class LinkAnswer:
             self._feeding.cancel()
             connection.close()
         else:
-            self._links.give_back(self._path, connection)
+            self._links.give_back(self.path, connection)
 
     async def _feed(self, bytes_max: int) -> None:
         connection = self._connection
@@ -376,7 +433,7 @@ class LinkAnswer:
             pass  # whoever waits for the answer sees the same, and says so
 
 
-async def read_window(answer: LinkAnswer, *, wait: bool) -> bytes:
+async def read_window(answer: WindowAnswer, *, wait: bool) -> bytes:
     """What has arrived of a response body, about a window at most; with ``wait`` at least something, if more comes."""
     pieces: list[bytes] = []
     size = 0
