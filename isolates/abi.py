@@ -14,10 +14,11 @@ From the text, one ``lift`` per parameter and one ``lower`` for the result are c
 closures over addresses, no reflection left at run time. A value of the C API is 32 bytes: a kind byte at 0, the
 payload at 8.
 
-**Python side.** ``list<u8>`` is ``bytes``; other lists are lists; tuples and records are tuples in field order; an
-option is ``None`` or the value; a result is ``Ok`` or ``Err``; a variant is ``(case, payload)``; an enum is ``str``;
-``own<T>`` and ``borrow<T>`` are the Python object itself, which lives in the guest's resource table (an ``own``
-parameter leaves the table). So host functions are plain functions of plain values.
+**Python side.** ``list<u8>`` is ``bytes``; so is ``latin1``, a WIT string that carries bytes; other lists are lists;
+tuples and records are tuples in field order; an option is ``None`` or the value; a result is ``Ok`` or ``Err``; a
+variant is ``(case, payload)``; an enum is ``str``; ``own<T>`` and ``borrow<T>`` are the Python object itself, which
+lives in the guest's resource table (an ``own`` parameter leaves the table). So host functions are plain functions of
+plain values.
 
 **Nothing is believed.** A component names the types of its imports itself, and the C API lets it: a host function is
 called with whatever the component declared. Reading a u64 as the address of a list would hand a guest the memory of
@@ -70,6 +71,8 @@ _any_to_host = _declare("wasmtime_component_resource_any_to_host", _P, _P, _P, _
 _error_new = _declare("wasmtime_error_new", _P, ctypes.c_char_p)
 _error_delete = _declare("wasmtime_error_delete", None, _P)
 
+_func_call = _declare("wasmtime_component_func_call", _P, _P, _P, _P, _SIZE, _P, _SIZE)
+
 VALUE_BYTES = 32
 _RECORD_ENTRY_BYTES = 48
 _KIND = {
@@ -81,7 +84,9 @@ _INTEGER: dict[str, Any] = {
     "s32": ctypes.c_int32, "u32": ctypes.c_uint32, "s64": ctypes.c_int64, "u64": ctypes.c_uint64,
 }  # fmt: skip
 
+_Value = ctypes.c_uint64 * (VALUE_BYTES // 8)
 _byte_at = ctypes.c_uint8.from_address
+_u32_at = ctypes.c_uint32.from_address
 _word_at = ctypes.c_uint64.from_address
 
 
@@ -213,6 +218,26 @@ def _bytes() -> _Type:
     return _Type(_KIND["list"], lift, lower)
 
 
+def _latin1() -> _Type:
+    """Bytes that pass as text: each is the character of its number, and ASCII is itself. See ``bulk_bytes``."""
+
+    def lift(guest: Guest, context: int, address: int) -> bytes:
+        raw = ctypes.string_at(_word_at(address + 16).value, _word_at(address + 8).value)
+        if raw.isascii():
+            return raw
+        try:
+            return raw.decode().encode("latin-1")
+        except UnicodeEncodeError:
+            # Only who imports the added functions with a string of its own can get here.
+            raise GuestTrap("text was passed where bytes belong") from None
+
+    def lower(guest: Guest, context: int, address: int, value: bytes) -> None:
+        _put_text(address + 8, value if value.isascii() else value.decode("latin-1").encode())
+        _byte_at(address).value = _KIND["string"]
+
+    return _Type(_KIND["string"], lift, lower)
+
+
 def _list(element: _Type) -> _Type:
     lift_element = _inner(element)
 
@@ -271,7 +296,7 @@ def _record(fields: list[tuple[bytes, _Type]]) -> _Type:
 
 def _boxed(kind: _Type, guest: Guest, context: int, value: Any) -> int:
     """The value moved to wasmtime's heap; the address of its box."""
-    scratch = ctypes.create_string_buffer(VALUE_BYTES)
+    scratch = _Value()
     address = ctypes.addressof(scratch)
     kind.lower(guest, context, address, value)
     box: int = _val_new(address)
@@ -341,11 +366,13 @@ def _resource(type_id: int, *, owned: bool) -> _Type:
     def lift(guest: Guest, context: int, address: int) -> Any:
         # Asking for the host side also gives a borrow back; without it the call ends with "borrow handles still
         # remain", even when the value is not looked at.
-        host = ctypes.c_void_p()
-        error = _any_to_host(context, _word_at(address + 8).value, ctypes.addressof(host))
+        # A resource takes 8 of the value's 24 bytes of payload; the last 8 are room for the answer.
+        place = address + 24
+        error = _any_to_host(context, _word_at(address + 8).value, place)
         if error:
             _error_delete(error)
             raise GuestTrap("a resource of another type was passed")
+        host = _word_at(place).value
         rep, same_type = _host_rep(host), _host_type(host) == type_id
         _host_delete(host)
         if not same_type:
@@ -361,13 +388,11 @@ def _resource(type_id: int, *, owned: bool) -> _Type:
 def lower_own(guest: Guest, context: int, address: int, rep: int, type_id: int) -> None:
     """Write an ``own`` handle for table entry ``rep`` of resource type ``type_id`` to the value at ``address``."""
     host = _host_new(True, rep, type_id)
-    handle = ctypes.c_void_p()
-    error = _host_to_any(context, host, ctypes.addressof(handle))
+    error = _host_to_any(context, host, address + 8)
     _host_delete(host)
     if error:
         _error_delete(error)
         raise GuestTrap("no more resource handles in this store")
-    _word_at(address + 8).value = handle.value or 0
     _byte_at(address).value = _KIND["resource"]
 
 
@@ -407,6 +432,8 @@ class _Scope:
             return _integer(head), rest
         if head == "string":
             return _string(_KIND["string"]), rest
+        if head == "latin1":
+            return _latin1(), rest
         if head == "result":
             return _result(None, None), rest
         if head in self.resource_ids:
@@ -468,6 +495,7 @@ class Interface:
     name: str
     world: "World"
     resources: dict[str, int] = field(default_factory=dict)
+    functions: dict[str, HostFunction] = field(default_factory=dict)
     callbacks: dict[str, Callback] = field(default_factory=dict)
 
     def resource(self, name: str) -> None:
@@ -504,6 +532,7 @@ class Interface:
         name, _, text = declaration.partition(": func(")
 
         def define(function: HostFunction) -> HostFunction:
+            self.functions[name] = function
             self.callbacks[name] = _callback(function, self.world.signature(text), f"{self.name}#{name}")
             return function
 
@@ -548,30 +577,41 @@ def _split_parameters(text: str) -> list[str]:
     return [p for p in [*parts, text[start:]] if p.strip()]
 
 
+#: One call of a host function. Written out per function type, because a loop over converters and the building of an
+#: argument list take as long as the conversions.
+_CALLED = """
+def called(data, context, kind, arguments, count, results, result_count):
+    try:
+        guest = GUESTS[context]
+        guest.host_calls += 1
+        if count != {count} or result_count != {result_count}{other_kinds}:
+            raise GuestTrap(another_signature)
+        value = function(guest{lifted})
+        {lowered}
+        return 0
+    except BaseException as fault:
+        return trap(context, fault, failure)
+"""
+
+
 def _callback(function: HostFunction, signature: Signature, name: str) -> Callback:
-    lifts = list(enumerate(signature.lifts))
-    lower, kinds = signature.lower, signature.kinds
-    arguments_bytes = len(kinds) * VALUE_BYTES
-    results_wanted = 0 if lower is None else 1
-    failure = f"{name} ended the worker".encode()
-
-    def called(data: int, context: int, kind: int, arguments: int, count: int, results: int, result_count: int) -> int:
-        try:
-            guest = GUESTS[context]
-            guest.host_calls += 1
-            if (
-                count != len(kinds)
-                or result_count != results_wanted
-                or (count and ctypes.string_at(arguments, arguments_bytes)[::VALUE_BYTES] != kinds)
-            ):
-                raise GuestTrap(f"{name} was imported with another signature")
-            value = function(guest, *[lift(guest, context, arguments + VALUE_BYTES * i) for i, lift in lifts])
-            if lower is not None:
-                lower(guest, context, results, value)
-            return 0
-        except BaseException as fault:
-            return trap(context, fault, failure)
-
+    places = range(len(signature.kinds))
+    text = _CALLED.format(
+        count=len(signature.kinds),
+        result_count=0 if signature.lower is None else 1,
+        other_kinds="".join(
+            f" or byte_at(arguments + {VALUE_BYTES * i}).value != {signature.kinds[i]}" for i in places
+        ),
+        lifted="".join(f", lift{i}(guest, context, arguments + {VALUE_BYTES * i})" for i in places),
+        lowered="pass" if signature.lower is None else "lower(guest, context, results, value)",
+    )
+    scope: dict[str, Any] = {
+        "GUESTS": GUESTS, "GuestTrap": GuestTrap, "byte_at": _byte_at, "trap": trap, "function": function,
+        "lower": signature.lower, "failure": f"{name} ended the worker".encode(),
+        "another_signature": f"{name} was imported with another signature",
+    } | {f"lift{i}": lift for i, lift in enumerate(signature.lifts)}  # fmt: skip
+    exec(compile(text, f"<{name}>", "exec"), scope)
+    called: Callback = scope["called"]
     return called
 
 
@@ -597,6 +637,40 @@ def destructor(data: int, context: int, rep: int) -> int:
 
 CALLBACK = ctypes.CFUNCTYPE(_SIZE, _P, _P, _P, _P, _SIZE, _P, _SIZE)
 DESTRUCTOR = ctypes.CFUNCTYPE(_SIZE, _P, _P, _U32)
+
+
+def call_held(function: object, context: int, parameters: int, count: int) -> int | None:
+    """Call a guest's function without results while this thread keeps the GIL. The error, or None."""
+    error: int | None = _func_call(function, context, parameters, count, None, 0)
+    return error
+
+
+def call_for_u32(function: int, context: int) -> int | None:
+    """Call a guest's ``func() -> u32`` of a few instructions, with the GIL held. None when it traps."""
+    result = _Value()
+    error = _func_call(function, context, None, 0, result, 1)
+    if error:
+        _error_delete(error)
+        return None
+    value: int = _u32_at(ctypes.addressof(result) + 8).value
+    return value
+
+
+def call(function: object, context: int, parameters: list[tuple[str, Any]], result: str) -> Any:
+    """Call a guest's function of scalars that returns a scalar or ``latin1``. ``GuestTrap`` when it traps."""
+    scope, guest = _Scope(), GUESTS[context]
+    values = (_Value * (len(parameters) + 1))()
+    at = ctypes.addressof(values)
+    for i, (kind, value) in enumerate(parameters):
+        scope.parse(kind).lower(guest, context, at + VALUE_BYTES * i, value)
+    place = at + VALUE_BYTES * len(parameters)
+    error = _func_call(function, context, at, len(parameters), place, 1)
+    if error:
+        _error_delete(error)
+        raise GuestTrap("the call trapped")
+    returned = scope.parse(result).lift(guest, context, place)
+    _val_delete(place)
+    return returned
 
 
 def delete_value(address: int) -> None:

@@ -1,68 +1,88 @@
-"""Components and their compiled artifacts.
+"""Compiled components, as files that are mapped.
 
-A component is compiled once, at deploy, in a process of its own: compiling takes seconds and hundreds of megabytes, the
-input is hostile, and the first start of the guest happens there too, under the startup limit. What comes out is a
-content-addressed ``.cwasm`` file under the engine's fingerprint. Starting an isolate maps that file: the kernel shares
-its pages between all isolates of a version and all hosts of a machine.
+A compiled component is a few *pieces*, each the compiled code of one binary: the component's skeleton, and the core
+modules that were taken out of it (``split``). A piece is named by the digest of what it was compiled from, so the
+engine that a thousand JavaScript workers share is one file, mapped once. The *manifest* of a component (``Compiled``)
+names its pieces with the digests that they must have; it is written last and removed first, so a component is here
+when its manifest is.
 
-An artifact is native code and is trusted when it is mapped. So its directory belongs to the host alone (0700), its
-name is the digest of the component, its own digest is checked when it is installed, and a component from outside is
-never accepted in compiled form.
-
-    python -m isolates.artifact COMPONENT OUT     compile, check, start once; prints one JSON object
+A piece is native code and is trusted when it is mapped. So its directory belongs to the host alone (0700), lies under
+the engine's fingerprint, a piece is checked against the digest that the deploy announced when it is installed and again
+when the machine joins (``sound``), and a component from outside is never accepted in compiled form. Checking 30 MB at
+each start would cost more than the start, so at mapping time only owner, mode and size are looked at.
 """
 
 import hashlib
-import json
 import os
 import re
-import secrets
-import sys
+import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from weakref import WeakValueDictionary
 
-from wasmtime import WasmtimeError
-from wasmtime.component import Component, ComponentInstanceType, ExportIndex, FuncType
+import msgspec
+from wasmtime import Module
+from wasmtime.component import Component
 
-from isolates.engine import Sandbox, cause_of, fingerprint
+from isolates.acceptance import handle_index
+from isolates.brevity import Brevity
+from isolates.engine import Sandbox, fingerprint
+from isolates.linkers import BoundPart
+from isolates.memory_probe import MEMORY_PAGES
+from isolates.split import PART_NAME
 
-_CORE_MODULE = b"\0asm\x01\x00\x00\x00"
-_COMPONENT = b"\0asm\x0d\x00\x01\x00"
-HANDLER = "wasi:http/incoming-handler"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
-#: Mapped artifacts kept open per process. A mapping costs address space and a few kernel structures, no memory of its
-#: own; 4,096 of them stay far below the kernel's limit of 65,530 mappings.
+#: Beside a piece: the digest that it must have.
+_DIGEST_SUFFIX = ".sha256"
+
+#: Mapped components kept open per process. A mapping costs address space and a few kernel structures, no memory of its
+#: own; 4,096 of them, three mappings each, stay below the kernel's limit of 65,530 mappings with room for isolates.
 MAPPED_MAX = 4_096
+#: Pieces remembered as checked, some 200 bytes each.
+CHECKED_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """Why a component cannot be deployed. ``code`` for programs, the rest for people."""
+class Piece:
+    """One file of compiled code. ``shared``: no tenant's data is in it, so other components may have it too."""
 
-    code: str
-    message: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.advice}".strip()
+    source_digest: str
+    artifact_digest: str
+    artifact_bytes: int
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A component that compiled, was checked, and started once."""
+    """A component that compiled, was checked, and started once. ``pieces``: itself, then the modules it imports."""
 
     component_digest: str
     component_bytes: int
-    artifact_digest: str
-    artifact_bytes: int
+    pieces: tuple[Piece, ...]
     imports: tuple[str, ...]
     startup_cpu_ms: float
     startup_wall_ms: float
+    #: It was taken apart and rewritten for this host (``compiler.prepared``), so the added exports are this host's own.
+    prepared: bool = False
+    #: It answers one request and no more, so it gets a fresh isolate for each.
+    single_shot: bool = False
+    #: CPU that a start does not take any more because start-up was done at deploy; 0 without a snapshot.
+    snapshot_saves_ms: float = 0.0
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Bytes of compiled code, shared pieces included."""
+        return sum(piece.artifact_bytes for piece in self.pieces)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of compiled code that this component alone has."""
+        return sum(piece.artifact_bytes for piece in self.pieces if not piece.shared)
 
 
 def digest_of(data: bytes) -> str:
@@ -70,193 +90,199 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def rejected_by_header(data: bytes, bytes_max: int) -> Rejected | None:
-    """What can be told of a file without compiling it: size, and whether it is a component at all."""
-    if len(data) > bytes_max:
-        return Rejected(
-            "tooLarge",
-            f"The component has {len(data):,} bytes; the limit is {bytes_max:,}.",
-            "Strip debug information (wasm-tools strip -a) or leave dependencies out.",
-        )
-    if data.startswith(_CORE_MODULE):
-        return Rejected(
-            "coreModule",
-            "This is a core WebAssembly module, not a component.",
-            "Wrap it: wasm-tools component embed WIT module.wasm | wasm-tools component new (with an adapter for WASI"
-            " preview 1), or let your toolchain target wasm32-wasip2.",
-        )
-    if not data.startswith(_COMPONENT):
-        return Rejected(
-            "notAComponent",
-            "This is not a WebAssembly component" + (": the file is empty." if not data else "."),
-            "Deploy the .wasm file that your toolchain builds, or build a worker's folder with: everwarm build DIR",
-        )
-    return None
+def encode_compiled(compiled: Compiled) -> bytes:
+    """The manifest as JSON."""
+    return msgspec.json.encode(compiled)
 
 
-def rejected_by_type(box: Sandbox, component: Component) -> Rejected | None:
-    """Whether the component exports what we call and imports only what we have."""
-    kind = component.type
-    exports, imports = kind.exports(box.engine), kind.imports(box.engine)
-    names = {*exports, *imports}
-    third = sorted(n for n in names if n.startswith("wasi:") and n.partition("@")[2].startswith("0.3"))
-    if third:
-        return Rejected(
-            "wasi03",
-            f"This component is built for WASI 0.3 ({third[0]}), which is not supported: the wasmtime bindings cannot"
-            " host its streams and futures.",
-            "Build it for WASI 0.2: world wasi:http/proxy@0.2.x.",
-        )
-    unknown = []
-    for name, item in imports.items():
-        known = box.knows(name)
-        if known is None or not isinstance(item.ty, ComponentInstanceType):
-            unknown.append(name)
-            continue
-        unknown += [f"{name}#{inner}" for inner, it in item.ty.exports(box.engine).items()
-                    if inner not in known and type(it.ty).__name__ in ("FuncType", "ResourceType")]  # fmt: skip
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        return Rejected(
-            "unknownImport",
-            f"The component imports {', '.join(unknown[:3])}{more}, which this host does not have.",
-            "Workers may import wasi:http, wasi:io, wasi:clocks, wasi:random, wasi:cli, wasi:filesystem and"
-            " wasi:sockets of WASI 0.2; compose other imports away (wac plug) or leave them out.",
-        )
-    handler = handler_export(exports)
-    if handler is None or not _has_handle(box, exports[handler]):
-        shown = ", ".join(sorted(exports)[:5]) or "nothing"
-        return Rejected(
-            "missingExport",
-            f"The component does not export {HANDLER}@0.2.x; it exports {shown}.",
-            "Build it for the world wasi:http/proxy@0.2.x, or export that interface.",
-        )
-    return None
-
-
-def handler_export(exports: "dict[str, Any]") -> str | None:
-    """The name under which a component exports the incoming handler of WASI 0.2, or None."""
-    return next((n for n in exports if n == f"{HANDLER}@0.2" or n.startswith(f"{HANDLER}@0.2.")), None)
-
-
-def _has_handle(box: Sandbox, export: Any) -> bool:
-    """Whether the exported thing is an interface with the function that we call."""
-    if not isinstance(export.ty, ComponentInstanceType):
-        return False
-    handle = export.ty.exports(box.engine).get("handle")
-    return handle is not None and isinstance(handle.ty, FuncType)
+def decode_compiled(data: bytes) -> Compiled:
+    """The manifest in ``data``. ``ValueError`` when it is none."""
+    return msgspec.json.decode(data, type=Compiled)
 
 
 class Mapped:
-    """A mapped artifact: compiled code that isolates can be started from."""
+    """A mapped component: compiled code that isolates can be started from."""
 
-    __slots__ = ("component", "digest", "handler")
+    __slots__ = ("_modules", "brevity", "component", "digest", "handler", "memory_pages", "parts", "single_shot")
 
-    def __init__(self, box: Sandbox, path: Path, digest: str) -> None:
+    def __init__(
+        self, box: Sandbox, path: Path, digest: str, modules: Iterable[Module] = (), *, prepared: bool = False
+    ) -> None:
         self.digest = digest
+        self.single_shot = False
+        self.brevity = Brevity()
         self.component = Component.deserialize_file(box.engine, str(path))
+        self._modules = tuple(modules)
+        #: The modules for the skeleton's imports. The same object each time: linkers know a version by it.
+        self.parts: tuple[BoundPart, ...] = tuple(
+            (f"{PART_NAME}{i}".encode(), module.ptr()) for i, module in enumerate(self._modules)
+        )
         self.handler = handle_index(box, self.component)
-
-
-def handle_index(box: Sandbox, component: Component) -> ExportIndex:
-    """Where the component exports ``handle``: looked up once, used by every isolate."""
-    name = handler_export(component.type.exports(box.engine))
-    outer = component.get_export_index(name) if name else None
-    index = component.get_export_index("handle", outer) if outer else None
-    if index is None:
-        raise LookupError(f"no {HANDLER} in a component that was accepted")
-    return index
+        self.memory_pages = self.component.get_export_index(MEMORY_PAGES) if prepared else None
 
 
 class ArtifactStore:
-    """The compiled artifacts of one machine, by the digest of their component."""
+    """The compiled components of one machine, or of a cluster's ControlPlane, by the digest of the component."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / fingerprint()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._mapped: OrderedDict[str, Mapped] = OrderedDict()
+        #: Files whose bytes were read and found right, as the file system knew them then: not read again until changed.
+        self._checked: dict[str, tuple[str, int, int, int]] = {}
+        self._modules: WeakValueDictionary[str, Module] = WeakValueDictionary()
         self._lock = threading.Lock()
 
+    # ------------------------------------------------------------------------------------------------------ files
+
     def path(self, component_digest: str) -> Path:
-        """Where the artifact of a component is, whether it is there or not."""
-        if not _DIGEST.match(component_digest):
-            raise ValueError("a component digest is 64 hex digits")
-        return self.directory / f"{component_digest}.cwasm"
+        """Where the manifest of a component is, whether it is there or not."""
+        return self._file(component_digest, ".json")
+
+    def piece_path(self, source_digest: str) -> Path:
+        """Where a piece is, whether it is there or not."""
+        return self._file(source_digest, ".cwasm")
+
+    def _file(self, digest: str, suffix: str) -> Path:
+        if not _DIGEST.match(digest):
+            raise ValueError("a digest is 64 hex digits")
+        return self.directory / f"{digest}{suffix}"
 
     def has(self, component_digest: str) -> bool:
-        """Whether the artifact is here."""
+        """Whether the component is here, with all its pieces."""
         return self.path(component_digest).exists()
 
-    def install(self, component_digest: str, artifact: bytes, artifact_digest: str) -> None:
-        """Put an artifact into place, whole or not at all. ``ValueError`` when it is not what it should be."""
-        if digest_of(artifact) != artifact_digest:
+    def compiled(self, component_digest: str) -> Compiled | None:
+        """The manifest of a component, if it is here. One that can not be read is none."""
+        try:
+            return decode_compiled(self.path(component_digest).read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Those of ``pieces`` that are not here as they should be."""
+        return [piece for piece in pieces if not self._is(piece)]
+
+    def _is(self, piece: Piece) -> bool:
+        """Whether the piece's file has its digest. A file of another one goes: nothing may map it."""
+        path = self.piece_path(piece.source_digest)
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                state = (piece.artifact_digest, found.st_ino, found.st_size, found.st_mtime_ns)
+                if self._checked.get(piece.source_digest) == state:
+                    return True
+                if hashlib.file_digest(file, "sha256").hexdigest() == piece.artifact_digest:
+                    if len(self._checked) >= CHECKED_MAX:
+                        self._checked.clear()
+                    self._checked[piece.source_digest] = state
+                    return True
+        except FileNotFoundError:
+            return False
+        path.unlink(missing_ok=True)
+        return False
+
+    def sound(self, component_digest: str) -> bool:
+        """Whether the component is here and every byte of it is what it should be. Reads all of it.
+
+        One that is not sound is taken out, to be compiled or fetched again.
+        """
+        compiled = self.compiled(component_digest)
+        if compiled is not None and not self.missing(compiled.pieces):
+            return True
+        self.path(component_digest).unlink(missing_ok=True)
+        return False
+
+    def kept(self, source_digest: str, *, shared: bool) -> Piece | None:
+        """The piece that was compiled from this before, if it is here and sound."""
+        try:
+            artifact_digest = self._file(source_digest, _DIGEST_SUFFIX).read_text()
+            artifact_bytes = self.piece_path(source_digest).stat().st_size
+        except FileNotFoundError:
+            return None
+        piece = Piece(source_digest, artifact_digest, artifact_bytes, shared)
+        return piece if self._is(piece) else None
+
+    def install_piece(self, piece: Piece, artifact: bytes) -> None:
+        """Put a piece into place, whole or not at all. ``ValueError`` when it is not what it should be."""
+        if digest_of(artifact) != piece.artifact_digest:
             raise ValueError("the artifact does not have the digest that was announced")
-        target = self.path(component_digest)
+        self._write(self.piece_path(piece.source_digest), artifact)
+        self._write(self._file(piece.source_digest, _DIGEST_SUFFIX), piece.artifact_digest.encode())
+
+    def install(self, compiled: Compiled) -> None:
+        """Make a component usable whose pieces are all here. ``ValueError`` when one is missing."""
+        for piece in compiled.pieces:
+            if not self._plausible(piece):
+                raise ValueError("a piece of the component is missing")
+        self._write(self.path(compiled.component_digest), encode_compiled(compiled))
+
+    def _write(self, target: Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=self.directory, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(artifact)
+                file.write(data)
             os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
+    def collect(self, keep: Collection[str]) -> int:
+        """Remove every component that is not in ``keep``, and the pieces that nobody has any more. Bytes freed.
+
+        What is mapped stays usable: the kernel keeps a file's pages until the last mapping of it goes.
+        """
+        pieces: set[str] = set()
+        for manifest in sorted(self.directory.glob("*.json")):
+            if manifest.stem not in keep:
+                manifest.unlink(missing_ok=True)
+                continue
+            compiled = self.compiled(manifest.stem)
+            pieces.update(piece.source_digest for piece in (compiled.pieces if compiled else ()))
+        freed_bytes = 0
+        for file in sorted(self.directory.glob("*.cwasm")):
+            if file.stem not in pieces:
+                freed_bytes += file.stat().st_size
+                file.unlink(missing_ok=True)
+                file.with_suffix(_DIGEST_SUFFIX).unlink(missing_ok=True)
+        return freed_bytes
+
+    # ---------------------------------------------------------------------------------------------------- mapping
+
     def map(self, box: Sandbox, component_digest: str) -> Mapped:
-        """The artifact, mapped. ``FileNotFoundError`` when this machine does not have it."""
+        """The component, mapped. ``FileNotFoundError`` when this machine does not have it."""
         with self._lock:
             mapped = self._mapped.get(component_digest)
             if mapped is None:
-                path = self.path(component_digest)
-                if not path.exists():
-                    raise FileNotFoundError(component_digest)
-                mapped = self._mapped[component_digest] = Mapped(box, path, component_digest)
+                mapped = self._mapped[component_digest] = self._map(box, component_digest)
                 if len(self._mapped) > MAPPED_MAX:
                     self._mapped.popitem(last=False)
             else:
                 self._mapped.move_to_end(component_digest)
             return mapped
 
+    def _map(self, box: Sandbox, component_digest: str) -> Mapped:
+        compiled = self.compiled(component_digest)
+        if compiled is None or not all(self._plausible(piece) for piece in compiled.pieces):
+            raise FileNotFoundError(component_digest)
+        skeleton, *modules = compiled.pieces
+        path, parts = self.piece_path(skeleton.source_digest), [self._module(box, module) for module in modules]
+        mapped = Mapped(box, path, component_digest, parts, prepared=compiled.prepared)
+        mapped.single_shot = compiled.single_shot
+        return mapped
 
-def compile_and_start(source: Path, target: Path, *, startup_cpu_ms: float, memory_bytes: int) -> Compiled | Rejected:
-    """Compile the component in ``source`` to ``target``, check it, and start it once under the startup limit."""
-    from isolates.engine import sandbox
-    from isolates.isolate import Isolate, StartFailed
-    from isolates.limits import IsolateLimits
+    def _module(self, box: Sandbox, piece: Piece) -> Module:
+        module = self._modules.get(piece.source_digest)
+        if module is None:
+            path = self.piece_path(piece.source_digest)
+            module = self._modules[piece.source_digest] = Module.deserialize_file(box.engine, str(path))
+        return module
 
-    box, data = sandbox(), source.read_bytes()
-    try:
-        component = Component(box.engine, data)
-    except WasmtimeError as broken:
-        cause = cause_of(str(broken)).removesuffix(".")
-        return Rejected("invalid", f"The component does not compile: {cause}.", "Check it: wasm-tools validate.")
-    rejected = rejected_by_type(box, component)
-    if rejected is not None:
-        return rejected
-    artifact = bytes(component.serialize())
-    target.write_bytes(artifact)
-    mapped = Mapped(box, target, digest_of(data))
-    limits = IsolateLimits(startup_cpu_ms=startup_cpu_ms, memory_bytes_max=memory_bytes)
-    started = Isolate.start(box, mapped, limits, secrets.token_bytes)
-    if isinstance(started, StartFailed):
-        return Rejected("startFailed", f"The component does not start: {started.reason}", started.advice)
-    started.close()
-    imports = tuple(sorted(component.type.imports(box.engine)))
-    return Compiled(
-        digest_of(data), len(data), digest_of(artifact), len(artifact), imports, started.start_cpu_ms,
-        started.start_wall_ms,
-    )  # fmt: skip
-
-
-def main(arguments: list[str]) -> int:
-    """The compile process: one JSON object on stdout, ``{"compiled": {...}}`` or ``{"rejected": {...}}``."""
-    source, target, startup_cpu_ms, memory_bytes = arguments
-    result = compile_and_start(
-        Path(source), Path(target), startup_cpu_ms=float(startup_cpu_ms), memory_bytes=int(memory_bytes)
-    )
-    kind = "compiled" if isinstance(result, Compiled) else "rejected"
-    print(json.dumps({kind: asdict(result)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    def _plausible(self, piece: Piece) -> bool:
+        """Whether the piece's file is here, is ours alone to write, and has its size."""
+        try:
+            found = self.piece_path(piece.source_digest).stat()
+        except FileNotFoundError:
+            return False
+        ours = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return ours and found.st_size == piece.artifact_bytes

@@ -12,8 +12,12 @@ Rules both sides hold:
 * a body that breaks off is ``BodyLost``, never a short body.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+#: Header or trailer fields in order. Names are lower case.
+FieldItems = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class RequestHead:
     scheme: str
     authority: str
     path: str
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: FieldItems = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class ResponseHead:
     """An HTTP response without its body, as the guest set it. Header names are lower case."""
 
     status: int
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: FieldItems = ()
 
 
 class BodyLost(Exception):
@@ -58,11 +62,20 @@ class Conversation(Protocol):
         Raises ``BodyLost`` when the body broke off.
         """
 
-    def wait(self, timeout_s: float, *, for_body: bool) -> None:
-        """Block until the time is over or, with ``for_body``, the body is ready.
+    def trailers(self) -> FieldItems | None:
+        """The fields that came after the request body, once that was read to its end. None: there are none."""
+
+    def wait(
+        self, timeout_s: float, *, for_body: bool, readable: Sequence[int] = (), writable: Sequence[int] = ()
+    ) -> None:
+        """Block until the time is over, a file descriptor can be read or written or, with ``for_body``, the body is
+        ready. May return earlier: whoever waits looks again.
 
         Raises ``ConversationLost`` as soon as it is known that nobody listens any more.
         """
+
+    def inform(self, head: ResponseHead) -> None:
+        """Say an informational status (1xx but not 101) with its headers, before ``send_head``. May be dropped."""
 
     def send_head(self, head: ResponseHead) -> None:
         """Say the status and the headers, once, before any ``send``. May be held back until ``flush``."""
@@ -70,8 +83,8 @@ class Conversation(Protocol):
     def send(self, data: bytes) -> None:
         """Add to the response body. May be held back until ``flush``; blocks when too much is held back."""
 
-    def finish(self) -> None:
-        """Say that the response body is complete."""
+    def finish(self, trailers: FieldItems = ()) -> None:
+        """Say that the response body is complete. The trailers may be dropped."""
 
     def flush(self) -> None:
         """Put everything held back on its way. Blocks under backpressure. Raises ``ConversationLost``."""

@@ -13,7 +13,7 @@ without waiting, and nothing of the answer is read that the guest did not ask fo
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from isolates.conversation import ResponseHead
+from isolates.conversation import BodyLost, FieldItems, ResponseHead
 
 #: A case of ``wasi:http/types.error-code`` with its payload: ``("connection-timeout", None)``.
 ErrorCode = tuple[str, Any]
@@ -27,7 +27,7 @@ class OutgoingHead:
     scheme: str
     authority: str
     path: str
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: FieldItems = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,20 @@ class OutgoingTimeouts:
     between_bytes_s: float | None = None
 
 
+class AnswerLost(BodyLost):
+    """The answer's body broke off, and it is known why. A plain ``BodyLost`` is ``HTTP-response-incomplete``."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(code[0])
+        self.code = code
+
+
 class Outgoing(Protocol):
     """One outgoing request and its answer. Used by one thread; whoever opened it closes it, on every path."""
 
     def fileno(self) -> int:
-        """Readable when ``head`` or ``read_body`` may have something new."""
+        """Readable when ``head`` or ``read_body`` may have something new, writable when ``writable`` may have become
+        true. Open until ``close``."""
 
     def writable(self) -> bool:
         """Whether ``send`` takes 64 KiB without waiting. True when the exchange has failed: ``send`` then tells."""
@@ -63,7 +72,7 @@ class Outgoing(Protocol):
     def read_body(self, bytes_max: int) -> bytes | None:
         """The next 1..``bytes_max`` bytes; ``b""`` when none are here yet; ``None`` at the end.
 
-        Raises ``conversation.BodyLost`` when the body broke off.
+        Raises ``conversation.BodyLost`` when the body broke off, ``AnswerLost`` when there is a reason to tell.
         """
 
     def close(self) -> None:

@@ -1,11 +1,9 @@
-"""One wasmtime engine per process: its configuration, its fingerprint, its clock tick, and the linker of our world.
+"""One wasmtime engine per process: its configuration, its fingerprint, its clock tick, and the linkers of our world.
 
 The engine interrupts guests by *epochs*: compiled code compares a counter at loop heads and function entries, and
 calls back when it passed. A thread increments the counter every millisecond while a guest runs; the callback
 (``Guest.tick``) is where CPU time is read and where held-back output leaves. Epochs do not interrupt host functions:
 every wait in a host function has its own time limit.
-
-Calls into wasmtime that run guest code go through a handle that releases the GIL, so guests run in parallel.
 """
 
 import ctypes
@@ -14,91 +12,24 @@ import platform
 import re
 import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from types import TracebackType
+from typing import cast
 
-from wasmtime import Config, Engine, _ffi
+from wasmtime import Config, Engine
 
-from isolates import abi
+from isolates.abi import World
+from isolates.linkers import Linkers
+from isolates.native import config_concurrency_support, engine_increment_epoch
 from isolates.wasi import world
-
-_C = ctypes.CDLL(str(_ffi.filename))
-_P, _U64, _I64, _SIZE = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_size_t
-
-TICK = ctypes.CFUNCTYPE(_SIZE, _P, _P, _P, _P)
-NO_FINALIZER = ctypes.CFUNCTYPE(None, _P)(0)
+from isolates.watchdog import Watchdogs
 
 #: How often a guest is looked at. 1 ms holds a 50 ms CPU limit to 50-51.4 ms with six threads on two cores.
 TICK_S = 0.001
 
 #: Everything that changes compiled code. Part of the fingerprint, so a change makes new artifacts.
-_SETTINGS = {"opt_level": "speed", "epochs": True, "threads": False, "stack_bytes": 512 * 1024}
-
-
-def _prototype(name: str, result: object, *arguments: object) -> "ctypes._NamedFuncPointer":
-    function = getattr(_C, name)
-    function.restype, function.argtypes = result, arguments
-    return function  # type: ignore[no-any-return]
-
-
-engine_increment_epoch = _prototype("wasmtime_engine_increment_epoch", None, _P)
-store_new = _prototype("wasmtime_store_new", _P, _P, _P, ctypes.CFUNCTYPE(None, _P))
-store_context = _prototype("wasmtime_store_context", _P, _P)
-store_delete = _prototype("wasmtime_store_delete", None, _P)
-store_limiter = _prototype("wasmtime_store_limiter", None, _P, _I64, _I64, _I64, _I64, _I64)
-store_epoch_callback = _prototype(
-    "wasmtime_store_epoch_deadline_callback", None, _P, TICK, _P, ctypes.CFUNCTYPE(None, _P)
-)
-context_set_epoch_deadline = _prototype("wasmtime_context_set_epoch_deadline", None, _P, _U64)
-linker_new = _prototype("wasmtime_component_linker_new", _P, _P)
-linker_root = _prototype("wasmtime_component_linker_root", _P, _P)
-linker_instantiate = _prototype("wasmtime_component_linker_instantiate", _P, _P, _P, _P, _P)
-_linker_add_instance = _prototype("wasmtime_component_linker_instance_add_instance", _P, _P, ctypes.c_char_p, _SIZE, _P)
-_linker_add_func = _prototype(
-    "wasmtime_component_linker_instance_add_func", _P, _P, ctypes.c_char_p, _SIZE, abi.CALLBACK, _P,
-    ctypes.CFUNCTYPE(None, _P),
-)  # fmt: skip
-_linker_add_resource = _prototype(
-    "wasmtime_component_linker_instance_add_resource", _P, _P, ctypes.c_char_p, _SIZE, _P, abi.DESTRUCTOR, _P,
-    ctypes.CFUNCTYPE(None, _P),
-)  # fmt: skip
-_linker_instance_delete = _prototype("wasmtime_component_linker_instance_delete", None, _P)
-_resource_type_new = _prototype("wasmtime_component_resource_type_new_host", _P, ctypes.c_uint32)
-_resource_type_delete = _prototype("wasmtime_component_resource_type_delete", None, _P)
-instance_get_func = _prototype("wasmtime_component_instance_get_func", ctypes.c_bool, _P, _P, _P, _P)
-func_call = _prototype("wasmtime_component_func_call", _P, _P, _P, _P, _SIZE, _P, _SIZE)
-_error_message = _prototype("wasmtime_error_message", None, _P, _P)
-_error_delete = _prototype("wasmtime_error_delete", None, _P)
-_byte_vec_delete = _prototype("wasm_byte_vec_delete", None, _P)
-
-
-class Instance(ctypes.Structure):
-    """``wasmtime_component_instance_t``."""
-
-    _fields_ = [("store_id", ctypes.c_uint64), ("private", ctypes.c_uint32)]
-
-
-class Function(ctypes.Structure):
-    """``wasmtime_component_func_t``: opaque, read and passed on."""
-
-    _fields_ = [
-        ("store_id", ctypes.c_uint64),
-        ("private1", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("private2", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
-        ("private3", ctypes.c_void_p),
-    ]
-
-
-def consume_error(error: int) -> str:
-    """The message of a C API error, which is freed."""
-    vector = (ctypes.c_size_t * 2)()
-    _error_message(error, vector)
-    text = ctypes.string_at(vector[1], vector[0]).decode("utf-8", "replace")
-    _byte_vec_delete(vector)
-    _error_delete(error)
-    return text
+_SETTINGS = {"opt_level": "speed", "epochs": True, "threads": False, "concurrency": False, "stack_bytes": 512 * 1024}
 
 
 _FRAME = re.compile(r"\d+:\s+0x")
@@ -118,11 +49,6 @@ def cause_of(message: str) -> str:
     if not lines:
         return "it trapped"
     return (lines[-1] if causes else lines[0])[:300]
-
-
-def _must(error: int | None) -> None:
-    if error:
-        raise RuntimeError(consume_error(error))
 
 
 def fingerprint() -> str:
@@ -178,43 +104,29 @@ class Ticker:
 class Sandbox:
     """The engine of this process, its ticker, and the linker that knows our whole world.
 
-    Built once and kept for the life of the process: building a linker takes milliseconds, and the C side keeps
-    pointers to the callbacks in ``_kept``.
+    Built once and kept for the life of the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, make_world: Callable[[], World] = world) -> None:
         config = Config()
         config.wasm_component_model = True
         config.epoch_interruption = True
         config.wasm_threads = False
         config.cranelift_opt_level = "speed"
         config.max_wasm_stack = 512 * 1024
+        # Tasks of WASI 0.3, which the bindings can not host. With their book-keeping wasmtime 50 ends every guest that
+        # passes two borrowed handles in one call, as a poll of two pollables does.
+        config_concurrency_support(config.ptr(), False)
         self.engine = Engine(config)
         self.ticker = Ticker(self.engine)
-        self.world = world()
-        self._kept: list[object] = []
-        self.linker = self._build_linker()
-
-    def _build_linker(self) -> int:
-        linker: int = linker_new(self.engine.ptr())
-        root = linker_root(linker)
-        destructor = abi.DESTRUCTOR(abi.destructor)
-        self._kept.append(destructor)
-        for interface in self.world.interfaces.values():
-            instance = ctypes.c_void_p()
-            name = interface.name.encode()
-            _must(_linker_add_instance(root, name, len(name), ctypes.byref(instance)))
-            for resource, type_id in interface.resources.items():
-                raw, kind = resource.encode(), _resource_type_new(type_id)
-                _must(_linker_add_resource(instance, raw, len(raw), kind, destructor, None, NO_FINALIZER))
-                _resource_type_delete(kind)
-            for function, callback in interface.callbacks.items():
-                raw, native = function.encode(), abi.CALLBACK(callback)
-                self._kept.append(native)
-                _must(_linker_add_func(instance, raw, len(raw), native, None, NO_FINALIZER))
-            _linker_instance_delete(instance)
-        _linker_instance_delete(root)
-        return linker
+        self.world = make_world()
+        # Timers and the ticker's thread may still touch the engine while the interpreter ends, so it is never freed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
+        self.watchdogs = Watchdogs(
+            cast(int, ctypes.cast(engine_increment_epoch, ctypes.c_void_p).value),
+            cast(int, ctypes.cast(self.engine.ptr(), ctypes.c_void_p).value),
+        )
+        self.linkers = Linkers(self.engine.ptr(), self.world)
 
     def knows(self, interface: str) -> set[str] | None:
         """The names we define in ``interface`` (``wasi:io/poll@0.2.4``: any 0.2.x), or None if it is unknown."""

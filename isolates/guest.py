@@ -11,14 +11,21 @@ reads one value. ``io_happened`` is the only place where time moves.
 why. The first reason stays.
 """
 
+import logging
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from isolates.abi import GuestTrap
-from isolates.conversation import Conversation, ConversationLost
+from isolates.conversation import Conversation, ConversationLost, FieldItems
+from isolates.egress import Denied, Egress
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
+
+if TYPE_CHECKING:
+    from isolates.wasi.http.exchange import Exchange
+
+_log = logging.getLogger(__name__)
 
 #: What one piece of log counts at least, because each is an object of that size for the host: bounds a guest that
 #: writes byte by byte to 4,096 pieces of the default 256 KiB.
@@ -43,10 +50,16 @@ class Guest:
         self.fault: BaseException | None = None
         self.ended: Outcome | None = None
         self.conversation: Conversation | None = None
+        self.egress: Egress = Denied()
         self.response: Any = None
         self.host_calls = 0
-        #: Body bytes that wait in this process for their response's head, of all bodies of the request.
+        #: Outgoing requests that this request tried, and those of them that are open or wait for their turn.
+        self.subrequests = 0
+        self.exchanges: list[Exchange] = []
+        #: Body bytes that wait in this process until they may go, of all bodies of the request.
         self.held_bytes = 0
+        #: What was read of a stream and is about to be handed over: see ``wasi.bulk``. At most one read.
+        self.filled = b""
         self.logs: list[LogLine] = []
         self._log_bytes = 0
         self.log_truncated = False
@@ -94,8 +107,18 @@ class Guest:
         self.monotonic_ns = time.monotonic_ns()
         self.wall_ns = time.time_ns()
 
-    def wait(self, timeout_s: float, *, for_body: bool = False) -> None:
-        """Wait outside guest code, at most until the wall-time limit, and let the clocks move on."""
+    def wait(
+        self,
+        timeout_s: float,
+        *,
+        for_body: bool = False,
+        readable: Collection[int] = (),
+        writable: Collection[int] = (),
+    ) -> None:
+        """Wait outside guest code, at most until the wall-time limit, and let the clocks move on.
+
+        ``readable`` and ``writable`` are file descriptors that end the wait, as the request's body does.
+        """
         began = time.monotonic()
         left_s = self.deadline_s - began
         if left_s <= 0:
@@ -106,7 +129,12 @@ class Guest:
             time.sleep(max(0.0, min(timeout_s, left_s)))
         else:
             try:
-                conversation.wait(max(0.0, min(timeout_s, left_s)), for_body=for_body)
+                conversation.wait(
+                    max(0.0, min(timeout_s, left_s)),
+                    for_body=for_body,
+                    readable=tuple(readable),
+                    writable=tuple(writable),
+                )
             except ConversationLost:
                 self.end(Outcome.CANCELED)
         self.waited_s += time.monotonic() - began
@@ -122,10 +150,10 @@ class Guest:
             self.ended = outcome
         raise GuestTrap(outcome.value)
 
-    def response_is_whole(self) -> None:
+    def response_is_whole(self, trailers: FieldItems = ()) -> None:
         """The response is complete. The client need not wait any longer, and the guest may go on for a while."""
         if self.conversation is not None:
-            self.conversation.finish()
+            self.conversation.finish(trailers)
         self.deadline_s = min(self.deadline_s, time.monotonic() + self.limits.wait_until_ms / 1_000)
 
     def log(self, stream: str, text: str) -> None:
@@ -139,9 +167,11 @@ class Guest:
         self._log_bytes += max(len(kept), _LOG_PIECE_BYTES_MIN)
         self.logs.append(LogLine(time.time_ns(), stream, kept))
 
-    def begin(self, conversation: Conversation | None, *, wall_ms: float) -> None:
-        """Forget the last request and take the next (None: start-up code)."""
+    def begin(self, conversation: Conversation | None, *, wall_ms: float, egress: Egress | None = None) -> None:
+        """Forget the last request and take the next (None: start-up code). Without ``egress`` there is no way out."""
         self.conversation = conversation
+        self.egress = egress or Denied()
+        self.subrequests = 0
         self.response = None
         self.fault = None
         self.ended = None
@@ -155,8 +185,18 @@ class Guest:
         self.io_happened()
 
     def leave(self) -> None:
-        """The request is over. What the guest keeps of it must not touch the next one, nor keep its bytes."""
+        """The request is over. What the guest keeps of it must not touch the next one, nor keep its bytes, nor keep a
+        connection open."""
         self.conversation = None
+        self.filled = b""
+        self.egress = Denied()
+        exchanges, self.exchanges = self.exchanges, []
+        for exchange in exchanges:
+            try:
+                exchange.close()
+            except Exception:
+                # All the others must be closed too; this one's fault is the operator's to read.
+                _log.exception("an outgoing request could not be closed")
         for thing in self._table.values():
             request_over = getattr(thing, "request_over", None)
             if request_over is not None:

@@ -15,32 +15,36 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from wasmtime.component import ExportIndex
 
 from isolates import abi, memory_map
 from isolates.artifact import Mapped
 from isolates.conversation import Conversation, ConversationLost
-from isolates.engine import (
+from isolates.egress import Egress
+from isolates.engine import Sandbox, cause_of
+from isolates.guest import Guest, LogLine
+from isolates.limits import MIB, IsolateLimits, Usage, Verdict, verdict_after
+from isolates.native import (
     NO_FINALIZER,
     TICK,
     Function,
     Instance,
-    Sandbox,
-    cause_of,
     consume_error,
     context_set_epoch_deadline,
     func_call,
     instance_get_func,
-    linker_instantiate,
     store_context,
     store_delete,
     store_epoch_callback,
     store_limiter,
     store_new,
 )
-from isolates.guest import Guest, LogLine
-from isolates.limits import MIB, IsolateLimits, Usage, Verdict, verdict_after
 from isolates.outcome import Outcome
-from isolates.wasi.http import IncomingRequest, Outparam
+from isolates.wasi.http.incoming import IncomingRequest
+from isolates.wasi.http.response import Outparam
+from isolates.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +54,11 @@ _INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX, _MEMORIES_MAX = 128, 32, 200_0
 #: toolchains grow a memory beyond their request is 64 KiB pages times a few; engines' garbage collectors take 1 MiB
 #: chunks and more.
 _MEMORY_LEFT_BYTES = 4 * MIB
-#: Ticks between two looks at whether the client is still there: a system call each time would cost 1 % of a core.
-_TICKS_PER_LOOK = 4
+_PAGE_BYTES = 64 * 1024
+#: What the smallest isolate dirties beside what its memory grows by: its stack page, its allocator's first pages.
+_PRIVATE_BYTES_MIN = 64 * 1024
+#: Ticks that never pass: the probe is one instruction, and a tick in it would be of a request that is over.
+_NO_DEADLINE = 1 << 62
 
 
 #: Scans in which a memory must be missing before it counts as gone.
@@ -94,18 +101,36 @@ def _on_tick(context: int, data: int, delta: int, kind: int) -> int:
         return abi.trap(context, fault, b"stopped by the host")
 
 
+def _call_released(function: object, context: int, parameters: int, count: int) -> int | None:
+    """Call a guest's function without results, other threads running meanwhile. The error, or None."""
+    error: int | None = func_call(function, context, parameters, count, None, 0)
+    return error
+
+
 class RunningGuest(Guest):
     """A guest with its CPU clock."""
 
     cpu_began_ns = 0
     cpu_limit_ns = 0
-    _ticks = 0
+
+    watchdog: Watchdog | None = None
+
+    def wait(self, timeout_s: float, **until: Any) -> None:
+        """Wait as every guest does, unwatched."""
+        watchdog = self.watchdog
+        if watchdog is None:
+            super().wait(timeout_s, **until)
+            return
+        watchdog.pause()
+        try:
+            super().wait(timeout_s, **until)
+        finally:
+            watchdog.resume()
 
     def begin_cpu(self, limit_ms: float) -> None:
         """From now on, on this thread, at most ``limit_ms`` of CPU time."""
         self.cpu_began_ns = time.thread_time_ns()
         self.cpu_limit_ns = int(limit_ms * 1e6)
-        self._ticks = 0
 
     @property
     def cpu_ms(self) -> float:
@@ -114,6 +139,9 @@ class RunningGuest(Guest):
 
     def tick(self) -> None:
         """Called every millisecond of running guest code: limits, the client, and held-back output."""
+        if self.watchdog is not None:
+            # It runs with the GIL held and is longer than was expected of it: let the others have a turn.
+            time.sleep(0)
         if time.thread_time_ns() - self.cpu_began_ns > self.cpu_limit_ns:
             self.end(Outcome.EXCEEDED_CPU)
         if time.monotonic() > self.deadline_s:
@@ -121,10 +149,9 @@ class RunningGuest(Guest):
         conversation = self.conversation
         if conversation is None:
             return
-        self._ticks += 1
         try:
             conversation.flush()
-            if self._ticks % _TICKS_PER_LOOK == 0 and not conversation.listening():
+            if not conversation.listening():
                 self.end(Outcome.CANCELED)
         except ConversationLost:
             self.end(Outcome.CANCELED)
@@ -145,7 +172,12 @@ class Isolate:
         self._outparam_type = box.world.scope.resource_ids["response-outparam"]
         self._store: int | None = store_new(box.engine.ptr(), None, NO_FINALIZER)
         self._context: int = store_context(self._store)
+        self._instance = Instance()
         self._function = Function()
+        self._pages: Function | None = None
+        #: The guest's linear memory, and how much of it its start took: that much is mapped, and mostly shared.
+        self.linear_bytes = 0
+        self._started_bytes = 0
         abi.GUESTS[self._context] = self.guest
         store_limiter(
             self._store, limits.memory_bytes_max, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX
@@ -166,24 +198,57 @@ class Isolate:
         return isolate
 
     def _instantiate(self) -> StartFailed | None:
-        guest, instance = self.guest, Instance()
+        guest, instance = self.guest, self._instance
         # Start-up waits for nobody: wall time is a multiple of its CPU limit, for a machine with other work to do.
         guest.begin(None, wall_ms=10 * self.limits.startup_cpu_ms + 1_000)
         guest.begin_cpu(self.limits.startup_cpu_ms)
         began = time.perf_counter()
         with self._box.ticker:
-            error = linker_instantiate(
-                self._box.linker, self._context, self._mapped.component.ptr(), ctypes.byref(instance)
+            error = self._box.linkers.instantiate(
+                self._context, self._mapped.component.ptr(), self._mapped.parts, instance
             )
         self.start_cpu_ms = guest.cpu_ms
         self.start_wall_ms = (time.perf_counter() - began) * 1e3
         if error:
             return self._why_not_started(cause_of(consume_error(error)))
-        if not instance_get_func(
-            ctypes.byref(instance), self._context, self._mapped.handler.ptr(), ctypes.byref(self._function)
-        ):
+        handler = self._found(self._mapped.handler)
+        if handler is None:
             return StartFailed(Outcome.INTERNAL_ERROR, "its handler is not a function.")
+        self._function = handler
+        if self._mapped.memory_pages is not None:
+            self._pages = self._found(self._mapped.memory_pages)
+            self._measure()
+            self._started_bytes = self.linear_bytes
         return None
+
+    def _found(self, index: ExportIndex) -> Function | None:
+        """The exported function behind an index. None when it is none."""
+        function = Function()
+        is_function = instance_get_func(
+            ctypes.byref(self._instance), self._context, index.ptr(), ctypes.byref(function)
+        )
+        return function if is_function else None
+
+    def ask(self, export: str, parameters: list[tuple[str, Any]], result: str) -> Any:
+        """Call a function of scalars that the component exports. ``GuestTrap`` when there is none, or when it traps."""
+        index = self._mapped.component.get_export_index(export)
+        function = None if index is None else self._found(index)
+        if function is None:
+            raise abi.GuestTrap("no such export")
+        context_set_epoch_deadline(self._context, _NO_DEADLINE)
+        return abi.call(ctypes.byref(function), self._context, parameters, result)
+
+    def _measure(self) -> None:
+        """Ask the guest's instance how large its memory is. Only between requests, and never after a trap."""
+        if self._pages is not None:
+            context_set_epoch_deadline(self._context, _NO_DEADLINE)
+            pages = abi.call_for_u32(ctypes.addressof(self._pages), self._context)
+            self.linear_bytes = (pages or 0) * _PAGE_BYTES
+
+    @property
+    def memory_bytes(self) -> int:
+        """What this isolate takes of its process alone, as far as it is known: what its memory grew by, and a floor."""
+        return _PRIVATE_BYTES_MIN + self.linear_bytes - self._started_bytes
 
     def _why_not_started(self, cause: str) -> StartFailed:
         guest, limits = self.guest, self.limits
@@ -214,35 +279,48 @@ class Isolate:
             return memory
         return StartFailed(Outcome.EXCEPTION, cause, "Its log may say more.")
 
-    def run(self, conversation: Conversation) -> Finished:
-        """Serve one request on the calling thread. Never raises for what the guest does."""
+    def run(self, conversation: Conversation, *, egress: Egress | None = None) -> Finished:
+        """Serve one request on the calling thread. Never raises for what the guest does.
+
+        ``egress`` is the request's way out; without one every outgoing request is denied.
+        """
         assert self._store is not None, "a closed isolate was asked to run"
         guest = self.guest
         self.requests += 1
-        guest.begin(conversation, wall_ms=self.limits.wall_ms)
+        guest.begin(conversation, wall_ms=self.limits.wall_ms, egress=egress)
         guest.begin_cpu(self.limits.cpu_ms)
         began = time.perf_counter()
         try:
-            with self._box.ticker:
-                error = self._call(conversation)
+            watchdog = self._box.watchdogs.of_this_thread() if self._mapped.brevity.is_short else None
+            if watchdog is not None:
+                guest.watchdog = watchdog
+                with watchdog:
+                    error = self._call(conversation, abi.call_held)
+            else:
+                with self._box.ticker:
+                    error = self._call(conversation, _call_released)
             message = consume_error(error) if error else ""
         except abi.GuestTrap as refused:
             # Its table is full of what it kept of earlier requests: there is no room for another one.
             message, guest.fault = str(refused), refused
-        cpu_ms = guest.cpu_ms
-        wall_ms = (time.perf_counter() - began) * 1e3
+        finally:
+            cpu_ms, wall_ms = guest.cpu_ms, (time.perf_counter() - began) * 1e3
+            guest.watchdog = None
+            guest.leave()
+        self._mapped.brevity.ended(cpu_ms, guest.host_calls, guest.waited_s)
         outcome, reason = self._outcome(message)
-        guest.leave()
+        if not message:
+            self._measure()
         return Finished(
             outcome,
-            verdict_after(outcome, returned=not message),
+            verdict_after(outcome, returned=not message, over_soft=self.linear_bytes > self.limits.memory_soft_bytes),
             Usage(cpu_ms=cpu_ms, wall_ms=wall_ms, host_calls=guest.host_calls),
             reason,
             tuple(guest.logs),
             answered=isinstance(guest.response, abi.Ok),
         )
 
-    def _call(self, conversation: Conversation) -> int | None:
+    def _call(self, conversation: Conversation, call: Callable[[object, int, int, int], int | None]) -> int | None:
         guest = self.guest
         parameters = ctypes.create_string_buffer(2 * abi.VALUE_BYTES)
         address = ctypes.addressof(parameters)
@@ -250,7 +328,7 @@ class Isolate:
         outparam = address + abi.VALUE_BYTES
         abi.lower_own(guest, self._context, outparam, guest.lend(Outparam()), self._outparam_type)
         context_set_epoch_deadline(self._context, 1)
-        error: int | None = func_call(ctypes.byref(self._function), self._context, address, 2, None, 0)
+        error = call(ctypes.byref(self._function), self._context, address, 2)
         abi.delete_value(address)
         abi.delete_value(outparam)
         return error

@@ -20,7 +20,10 @@ class IsolateLimits:
     wall_ms: float = 30_000.0
     #: How long a guest may go on after its response is whole.
     wait_until_ms: float = 30_000.0
-    memory_bytes_max: int = 128 * MIB
+    #: Over it the isolate is condemned: what it answered counts, and the next request gets another one.
+    memory_soft_bytes: int = 128 * MIB
+    #: Growth beyond is refused inside the guest's call.
+    memory_bytes_max: int = 160 * MIB
     log_bytes_max: int = 256 * 1024
     #: Live resources of one guest. A proxy-world request holds about a dozen; 1,024 leaves room for a wide fan-out of
     #: pollables and still bounds the host's table to some hundred kilobytes.
@@ -28,6 +31,9 @@ class IsolateLimits:
     #: Headers of one ``fields``, as many as the ingress accepts in a request head.
     headers_max: int = 256
     header_bytes_max: int = 128 * 1024
+    #: Outgoing requests of one request, and how many of them may be open at once: the next one waits.
+    subrequests_max: int = 50
+    connections_max: int = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +56,11 @@ class Verdict(Enum):
 
 
 #: Endings in which the guest came back through its own door, so that its state is whole.
-_RETURNED = frozenset({Outcome.OK, Outcome.HUNG, Outcome.RESPONSE_STREAM_DISCONNECTED})
+_RETURNED = frozenset({Outcome.OK, Outcome.EXCEPTION, Outcome.HUNG, Outcome.RESPONSE_STREAM_DISCONNECTED})
 
 
-def verdict_after(outcome: Outcome, *, returned: bool) -> Verdict:
-    """What becomes of the isolate whose request ended with ``outcome``.
+def verdict_after(outcome: Outcome, *, returned: bool, over_soft: bool = False) -> Verdict:
+    """What becomes of the isolate whose request ended with ``outcome``; ``over_soft``: with more than its soft memory.
 
     ``returned``: guest code came back by itself. A component that trapped cannot be entered again, so anything else
     is a kill. A guest that returned without an answer is whole, but single-shot engines behave like that on their
@@ -62,7 +68,7 @@ def verdict_after(outcome: Outcome, *, returned: bool) -> Verdict:
     """
     if not returned:
         return Verdict.KILL
-    if outcome is Outcome.HUNG:
+    if outcome is Outcome.HUNG or over_soft:
         return Verdict.CONDEMN
     if outcome in _RETURNED:
         return Verdict.KEEP

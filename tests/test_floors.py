@@ -14,12 +14,18 @@ BORDERS = {
     "ray": {"actors/peer.py", "everwarm/cluster.py"},
     "uhashring": {"actors/ring.py"},
     "opentelemetry": {"tracing/export.py"},
-    "ssl": {"ingress/tls.py"},
+    # The edge's certificates, and the way out that checks those of origins: two ends that share nothing.
+    "ssl": {"ingress/tls.py", "actors/egress_connect.py"},
+    "httpcore": {f"actors/egress_{n}.py" for n in "connect http origin".split()},
+    "h11": {"actors/egress_http.py"},
+    "h2": {"actors/egress_http.py"},
+    "hpack": {"actors/egress_http.py"},
 }
 PURE = {
-    *(f"actors.{n}" for n in "dispatch admission routing residency capability exchange worker".split()),
+    *(f"actors.{n}" for n in "dispatch admission routing capability exchange worker egress_policy".split()),
+    *(f"actors.{n}" for n in "residency resident decision score_heap host_choice".split()),
     "ingress.routes",
-    *(f"isolates.{n}" for n in "limits outcome conversation".split()),
+    *(f"isolates.{n}" for n in "limits outcome conversation egress".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),
 }
 #: What a pure file never does: look at a clock, roll dice, talk to the world.

@@ -1,13 +1,14 @@
 """The host side of WASI 0.2: one file a package, each a list of plain functions of plain values."""
 
 from isolates.abi import World
-from isolates.wasi import cli, clocks, denied, http, io, random
+from isolates.wasi import bulk, cli, clocks, denied, http, io, random
 
 
 def world() -> World:
     """Everything a guest may import. Built once per process; the order is that of the types' dependencies."""
     made = World()
     io.define(made)
+    bulk.define(made)
     clocks.define(made)
     random.define(made)
     cli.define(made)

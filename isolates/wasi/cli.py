@@ -5,17 +5,19 @@ from typing import Any
 from isolates.abi import Err, GuestTrap, World
 from isolates.guest import Guest
 from isolates.outcome import Outcome
-from isolates.wasi.io import EmptyInput
+from isolates.wasi.io import ALWAYS, WRITE_BYTES_MAX, EmptyInput, Pollable
 
 
 class LogOutput:
     """stdout or stderr: what is written becomes log events of the stage."""
 
     __slots__ = ("stream",)
-    open = True
 
     def __init__(self, stream: str) -> None:
         self.stream = stream
+
+    def room(self, guest: Guest) -> int:
+        return WRITE_BYTES_MAX
 
     def write(self, guest: Guest, data: bytes) -> bool:
         if data:
@@ -24,6 +26,9 @@ class LogOutput:
 
     def flush(self, guest: Guest) -> bool:
         return True
+
+    def pollable(self) -> Pollable:
+        return ALWAYS
 
 
 def define(world: World) -> None:

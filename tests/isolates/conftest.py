@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from isolates import abi
-from isolates.artifact import ArtifactStore, Compiled, Mapped, compile_and_start, digest_of
+from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
+from isolates.compiler import compile_and_start
 from isolates.engine import Sandbox, sandbox
 from isolates.isolate import Isolate, StartFailed
-from isolates.limits import MIB, IsolateLimits
+from isolates.limits import IsolateLimits
 from tests.isolates.guest_text import compiled_text, handler
 
 ROOT = Path(__file__).parents[2]
@@ -27,17 +28,16 @@ def box() -> Sandbox:
 
 @pytest.fixture(scope="session")
 def guests(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Guests:
-    """An example worker by name, on the way that a deploy takes: compile, check, start once, install, map."""
+    """An example worker by name, on the way that a deploy takes: prepare, compile, check, start once, map."""
     folder = tmp_path_factory.mktemp("artifacts")
     store = ArtifactStore(folder)
     digests: dict[str, str] = {}
 
     def mapped(name: str) -> Mapped:
         if name not in digests:
-            source, target = ROOT / "workers" / "zig" / name / "worker.wasm", folder / f"{name}.cwasm"
-            compiled = compile_and_start(source, target, startup_cpu_ms=5_000, memory_bytes=128 * MIB)
+            source = ROOT / "workers" / "zig" / name / "worker.wasm"
+            compiled = compile_and_start(source.read_bytes(), store, IsolateLimits(startup_cpu_ms=5_000))
             assert isinstance(compiled, Compiled), compiled
-            store.install(compiled.component_digest, target.read_bytes(), compiled.artifact_digest)
             digests[name] = compiled.component_digest
         return store.map(box, digests[name])
 

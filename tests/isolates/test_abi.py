@@ -24,6 +24,7 @@ from isolates.engine import Sandbox
 from isolates.isolate import Finished, Isolate
 from isolates.limits import IsolateLimits, Verdict
 from isolates.outcome import Outcome
+from isolates.wasi import world
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC, compiled_text, handler
 from tests.scripted_conversation import ScriptedConversation
 
@@ -125,11 +126,15 @@ CASES = {
 class ValuesSandbox(Sandbox):
     """The sandbox with one more interface for each case, and one whose function raises."""
 
-    def _build_linker(self) -> int:
+    def __init__(self) -> None:
         self.faults = Faults()
+        super().__init__(self._world)
+
+    def _world(self) -> World:
+        made = world()
         for name, case in CASES.items():
-            _define_case(self.world, name, case)
-        faults = self.world.interface("test:abi/faults@0.2.12")
+            _define_case(made, name, case)
+        faults = made.interface("test:abi/faults@0.2.12")
         faults.resource("grenade")
 
         @faults.func("fail: func() -> u32")
@@ -140,7 +145,7 @@ class ValuesSandbox(Sandbox):
         def arm(guest: Any) -> Any:
             return Grenade(self.faults.by_guest[guest])
 
-        return super()._build_linker()
+        return made
 
 
 class Grenade:

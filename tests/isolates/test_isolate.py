@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from isolates import abi
-from isolates.artifact import ArtifactStore, Compiled, Mapped, compile_and_start
-from isolates.engine import Sandbox, cause_of, fingerprint
+from isolates.artifact import ArtifactStore, Compiled, Mapped
+from isolates.compiler import compile_and_start
+from isolates.conversation import FieldItems
+from isolates.engine import Sandbox, cause_of
 from isolates.isolate import Finished, Isolate, StartFailed
 from isolates.limits import MIB, IsolateLimits, Verdict
 from isolates.outcome import Outcome
@@ -164,18 +167,18 @@ class Observed(ScriptedConversation):
         self.events.append(data.decode())
         super().send(data)
 
-    def wait(self, timeout_s: float, *, for_body: bool) -> None:
+    def wait(self, timeout_s: float, *, for_body: bool, **descriptors: Any) -> None:
         if self.events[-1] != "wait":
             self.events.append("wait")
-        super().wait(timeout_s, for_body=for_body)
+        super().wait(timeout_s, for_body=for_body, **descriptors)
 
     def flush(self) -> None:
         self.events.append("flush")
         super().flush()
 
-    def finish(self) -> None:
+    def finish(self, trailers: FieldItems = ()) -> None:
         self.events.append("finish")
-        super().finish()
+        super().finish(trailers)
 
 
 @pytest.fixture
@@ -395,14 +398,10 @@ def test_engines_of_other_languages(worker: str, box: Sandbox) -> None:
     if not is_installed(toolchain, TOOLCHAINS):
         pytest.skip(f"{toolchain.title} is not installed; `everwarm build workers/{worker}` installs it")
     built = build(ROOT / "workers" / worker, cache_dir=TOOLCHAINS / "cache", toolchain_dir=TOOLCHAINS, progress=print)
-    folder = TOOLCHAINS / "artifacts"
-    store = ArtifactStore(folder)
-    if not store.has(built.sha256):
-        target = folder / f"{fingerprint()}.{built.sha256}.new"
-        compiled = compile_and_start(built.component, target, startup_cpu_ms=10_000, memory_bytes=128 * MIB)
+    store = ArtifactStore(TOOLCHAINS / "artifacts")
+    if not store.sound(built.sha256):
+        compiled = compile_and_start(built.component.read_bytes(), store, IsolateLimits(startup_cpu_ms=10_000))
         assert isinstance(compiled, Compiled), compiled
-        store.install(built.sha256, target.read_bytes(), compiled.artifact_digest)
-        target.unlink()
     isolate = Isolate.start(
         box, store.map(box, built.sha256), IsolateLimits(startup_cpu_ms=5_000, cpu_ms=5_000), secrets.token_bytes
     )

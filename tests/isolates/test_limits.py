@@ -11,7 +11,7 @@ AFTER_RETURN = {
     Outcome.OK: Verdict.KEEP,
     Outcome.RESPONSE_STREAM_DISCONNECTED: Verdict.KEEP,
     Outcome.HUNG: Verdict.CONDEMN,
-    Outcome.EXCEPTION: Verdict.CONDEMN,
+    Outcome.EXCEPTION: Verdict.KEEP,  # it answered with an error; a trap does not come back
     Outcome.EXCEEDED_CPU: Verdict.CONDEMN,
     Outcome.EXCEEDED_MEMORY: Verdict.CONDEMN,
     Outcome.EXCEEDED_WALL_TIME: Verdict.CONDEMN,
@@ -28,12 +28,14 @@ AFTER_RETURN = {
 def test_verdicts(outcome: Outcome) -> None:
     assert verdict_after(outcome, returned=False) is Verdict.KILL, "frames that were not unwound are never seen again"
     assert verdict_after(outcome, returned=True) is AFTER_RETURN[outcome]
+    over = verdict_after(outcome, returned=True, over_soft=True)
+    assert over is Verdict.CONDEMN, "with more than its soft memory it finishes what it runs, and takes nothing new"
 
 
 def test_the_defaults_are_those_of_the_plan() -> None:
     limits = IsolateLimits()
     assert (limits.cpu_ms, limits.startup_cpu_ms, limits.wall_ms) == (50, 400, 30_000)
-    assert limits.memory_bytes_max == 128 << 20
+    assert (limits.memory_soft_bytes, limits.memory_bytes_max) == (128 << 20, 160 << 20)
     assert limits.log_bytes_max == 256 << 10
     assert limits.header_bytes_max == 128 << 10
     with pytest.raises(dataclasses.FrozenInstanceError):

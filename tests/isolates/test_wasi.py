@@ -1,6 +1,5 @@
 """The host functions, as the plain functions they are, and a few guests that look at the host from inside."""
 
-import inspect
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,9 @@ from isolates.engine import Sandbox
 from isolates.isolate import Finished, RunningGuest
 from isolates.limits import IsolateLimits, Verdict
 from isolates.outcome import Outcome
-from isolates.wasi.http import FORBIDDEN, DeniedBody, Fields, IncomingRequest, OutgoingBody, OutgoingResponse, Outparam
+from isolates.wasi.http.fields import FORBIDDEN, Fields
+from isolates.wasi.http.incoming import IncomingBody, IncomingRequest
+from isolates.wasi.http.response import OutgoingResponse, Outparam, ResponseBody
 from isolates.wasi.io import CLOSED, READ_BYTES_MAX, WRITE_BYTES_MAX, EmptyInput
 from tests.isolates.conftest import Start, TextGuest
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC
@@ -27,11 +28,10 @@ class Functions:
     """The functions of one interface, called with a guest, without a guest's machine code in between."""
 
     def __init__(self, box: Sandbox, interface: str) -> None:
-        self._callbacks = box.world.interfaces[f"wasi:{interface}@0.2.12"].callbacks
+        self._functions = box.world.interfaces[f"wasi:{interface}@0.2.12"].functions
 
     def __getitem__(self, name: str) -> Host:
-        function: Host = inspect.getclosurevars(self._callbacks[name]).nonlocals["function"]
-        return function
+        return self._functions[name]
 
 
 @pytest.fixture
@@ -147,10 +147,23 @@ class TestRequest:
         assert case_of(types["[method]incoming-body.stream"](guest, body)) == "ok"
         assert case_of(types["[method]incoming-body.stream"](guest, body)) is None
 
-    def test_there_are_never_trailers(self, types: Functions) -> None:
-        guest = guest_for()
-        trailers = types["[static]incoming-body.finish"](guest, object())
-        assert types["[method]future-trailers.get"](guest, trailers).value.value is None
+    @pytest.mark.parametrize("sent", [None, (), (("checksum", b"1"),)])
+    def test_trailers_are_given_once(self, sent: Any, types: Functions) -> None:
+        guest = guest_for(ScriptedConversation(trailers=sent))
+        future = types["[static]incoming-body.finish"](guest, IncomingBody())
+        assert types["[method]future-trailers.subscribe"](guest, future).ready(guest)
+        trailers = types["[method]future-trailers.get"](guest, future).value.value
+        assert (None if trailers is None else tuple(trailers.items)) == sent
+        assert trailers is None or not trailers.mutable
+        assert case_of(types["[method]future-trailers.get"](guest, future)) is None
+
+    def test_trailers_of_a_request_that_is_over_are_nobodys(self, types: Functions) -> None:
+        guest = guest_for(ScriptedConversation())
+        guest.lend(body := IncomingBody())
+        guest.leave()
+        guest.begin(ScriptedConversation(trailers=(("a", b"of the next"),)), wall_ms=1_000)
+        future = types["[static]incoming-body.finish"](guest, body)
+        assert types["[method]future-trailers.get"](guest, future).value.value is None
 
 
 class TestInput:
@@ -194,7 +207,7 @@ class TestInput:
             def body_ready(self) -> bool:
                 return self.waits >= 3
 
-            def wait(self, timeout_s: float, *, for_body: bool) -> None:
+            def wait(self, timeout_s: float, *, for_body: bool, **descriptors: Any) -> None:
                 assert for_body
                 self.waits += 1
 
@@ -247,7 +260,7 @@ class TestOutput:
         assert streams["[method]output-stream.write"](guest, stream, b"x") is CLOSED
 
     def test_more_than_was_permitted_is_a_trap(self, streams: Functions) -> None:
-        guest, body = guest_for(ScriptedConversation()), OutgoingBody(None)
+        guest, body = guest_for(ScriptedConversation()), ResponseBody(None)
         for name, value in (("write", bytes(WRITE_BYTES_MAX + 1)), ("write-zeroes", WRITE_BYTES_MAX + 1),
                             ("write-zeroes", 2**64 - 1), ("blocking-write-zeroes-and-flush", 4_097)):  # fmt: skip
             with pytest.raises(GuestTrap):
@@ -385,25 +398,6 @@ class TestWhatIsKeptBeyondARequest:
         assert case_of(types["[method]incoming-request.consume"](guest, unread)) is None
         assert case_of(streams["[method]input-stream.blocking-read"](guest, body, 9)) == "last-operation-failed"
         assert second.pulled_bytes == 0
-
-
-class TestClient:
-    def test_outgoing_requests_can_be_built_and_are_denied(self, types: Functions, box: Sandbox) -> None:
-        guest = guest_for(ScriptedConversation())
-        request = types["[constructor]outgoing-request"](guest, Fields([], mutable=True))
-        assert types["[method]outgoing-request.method"](guest, request) == ("get", None)
-        types["[method]outgoing-request.set-authority"](guest, request, "example.org")
-        assert types["[method]outgoing-request.authority"](guest, request) == "example.org"
-        assert types["[method]outgoing-request.path-with-query"](guest, request) is None
-        body = types["[method]outgoing-request.body"](guest, request).value
-        assert case_of(types["[method]outgoing-request.body"](guest, request)) is None
-        handled = Functions(box, "http/outgoing-handler")["handle"](guest, request, None)
-        assert case_of(handled) == "HTTP-request-denied"
-        for _ in range(40):
-            assert body.write(guest, bytes(65_536))
-        assert isinstance(body, DeniedBody)
-        assert guest.held_bytes == 0, "the host does not keep what cannot be sent"
-        assert case_of(types["[static]outgoing-body.finish"](guest, body, None)) == "ok"
 
 
 class TestPoll:

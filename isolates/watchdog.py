@@ -1,0 +1,151 @@
+"""A timer of the kernel's for guests that run while their thread holds the GIL.
+
+Most requests are short: a few tens of microseconds of guest code between host functions. Giving the GIL up for each
+piece costs more than the pieces when several threads want it: every host call waits for whoever took it. So a version
+whose requests have been short lately runs with the GIL held (``isolate``). What could go wrong is a guest that does not
+come back: no Python thread could stop it then, the ticker included.
+
+Here a POSIX timer takes the ticker's place. It runs the C function that increments the engine's epoch, on a thread that
+the C library starts for it, without Python. It is armed when a guest is entered and disarmed when it comes back, which
+for a short request is before it ever fires; then it costs two system calls. Once it has fired, the guest's tick
+(``Guest.tick``) gives the GIL to others every millisecond.
+
+``timer_create(2)``, SIGEV_THREAD. ``wasmtime_engine_increment_epoch`` may be called from any thread and from signal
+handlers (its documentation). The timers are deleted when the interpreter ends, before the engine could go.
+"""
+
+import atexit
+import ctypes
+import threading
+from types import TracebackType
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# These return at once; a handle that keeps the GIL spares a hand-over in the hottest place there is.
+_libc_quick = ctypes.PyDLL(None)
+
+#: Guest code runs this long before it is looked at for the first time: long enough that a short request is over.
+FIRST_S = 0.002
+#: From then on, the engine's usual tick.
+NEXT_S = 0.001
+
+_CLOCK_MONOTONIC = 1
+_SIGEV_THREAD = 2
+
+
+class _Event(ctypes.Structure):
+    """``struct sigevent``: 64 bytes."""
+
+    _fields_ = [
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 32),
+    ]
+
+
+class _Times(ctypes.Structure):
+    """``struct itimerspec``: the interval, then the time to the first expiration; seconds and nanoseconds each."""
+
+    _fields_ = [("seconds_nanoseconds", ctypes.c_long * 4)]
+
+
+def _times(first_s: float, next_s: float) -> _Times:
+    return _Times((ctypes.c_long * 4)(0, int(next_s * 1e9), 0, int(first_s * 1e9)))
+
+
+_ARMED, _DISARMED = _times(FIRST_S, NEXT_S), _times(0, 0)
+_ARMED_AT, _DISARMED_AT = ctypes.addressof(_ARMED), ctypes.addressof(_DISARMED)
+_settime = _libc_quick.timer_settime
+_settime.restype = ctypes.c_int
+_settime.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class Watchdog:
+    """One thread's timer. Use as ``with watchdog:`` around guest code; ``pause`` and ``resume`` around its waits."""
+
+    def __init__(self, function: int, argument: int) -> None:
+        event = _Event(argument, 0, _SIGEV_THREAD, function, None)
+        timer = ctypes.c_void_p()
+        if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) != 0:
+            raise OSError(ctypes.get_errno(), "timer_create")
+        # None is a timer too: the kernel numbers them from 0.
+        self._timer: int | None = timer.value or 0
+        self._running = False
+
+    def __enter__(self) -> None:
+        self._running = True
+        _settime(self._timer, 0, _ARMED_AT, None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running = False
+        _settime(self._timer, 0, _DISARMED_AT, None)
+
+    def pause(self) -> None:
+        """The guest waits in a host function: nothing is to be looked at, and a firing timer costs a thread."""
+        if self._running:
+            _settime(self._timer, 0, _DISARMED_AT, None)
+
+    def resume(self) -> None:
+        """The guest goes on."""
+        if self._running:
+            _settime(self._timer, 0, _ARMED_AT, None)
+
+    def close(self) -> None:
+        """Delete the timer."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            _libc.timer_delete(ctypes.c_void_p(timer))
+
+
+class Watchdogs:
+    """The timers of this process's threads, made at their first use; bounded by the threads that run guests."""
+
+    def __init__(self, function: int, argument: int) -> None:
+        self._made = (function, argument)
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: set[Watchdog] = set()
+        atexit.register(self.close)
+
+    def of_this_thread(self) -> Watchdog | None:
+        """This thread's timer. None when the kernel has no more: such a thread's guests run without the GIL."""
+        holder: _Holder | None = getattr(self._local, "holder", None)
+        if holder is None:
+            try:
+                watchdog = Watchdog(*self._made)
+            except OSError:
+                return None
+            with self._lock:
+                self._all.add(watchdog)
+            holder = self._local.holder = _Holder(self, watchdog)
+        return holder.watchdog
+
+    def drop(self, watchdog: Watchdog) -> None:
+        """Its thread has ended."""
+        with self._lock:
+            self._all.discard(watchdog)
+        watchdog.close()
+
+    def close(self) -> None:
+        """Delete all timers."""
+        with self._lock:
+            left, self._all = self._all, set()
+        for watchdog in left:
+            watchdog.close()
+
+
+class _Holder:
+    """Ends a thread's timer with the thread: thread-local values are dropped then."""
+
+    __slots__ = ("_owner", "watchdog")
+
+    def __init__(self, owner: Watchdogs, watchdog: Watchdog) -> None:
+        self._owner = owner
+        self.watchdog = watchdog
+
+    def __del__(self) -> None:
+        self._owner.drop(self.watchdog)
