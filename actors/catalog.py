@@ -25,7 +25,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from actors.worker import AUTHOR_CHARS_MAX, Deployment, Limits, Plan, Version, make_version_id, worker_name
+from actors.worker import (
+    AUTHOR_CHARS_MAX,
+    REUSE_DEFAULT,
+    Deployment,
+    Limits,
+    Plan,
+    Reuse,
+    Version,
+    make_version_id,
+    worker_name,
+)
 
 _SCHEMA_VERSION: Final = 1  # kept in SQLite's user_version
 _APPLICATION_ID: Final = 0x65766572  # "ever": tells `file` and us whose database this is
@@ -179,6 +189,7 @@ class Catalog:
         plan: Plan,
         author: str,
         at_ms: int,
+        reuse: Reuse = REUSE_DEFAULT,
     ) -> Version:
         """Writes down an upload and makes its version. Nothing runs yet: that is `deploy`.
 
@@ -197,6 +208,7 @@ class Catalog:
                 plan=plan,
                 created_at_ms=at_ms,
                 author=author,
+                reuse=reuse,
             )
             detail = {"version": version.to_plain(), "component_bytes": component_bytes}
             self._append(seq, ChangeKind.UPLOAD, worker, at_ms, author, detail)

@@ -9,15 +9,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from actors.catalog import Catalog, CatalogError
-from actors.deployer import Deployer, Stored
+from actors.deployer import Deployer
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, deployed_to_plain, encode_plain
-from actors.worker import Deployment, Limits, Plan, worker_name
-from isolates.artifact import Rejected
+from actors.worker import Deployment, Limits, Plan, Reuse, worker_name
+from isolates.acceptance import Rejected
+from isolates.artifact import Compiled, Piece, encode_compiled
 
 _log = logging.getLogger("everwarm.control_plane")
 
@@ -87,15 +88,17 @@ class ControlPlane:
 
     async def _install_all(self, name: str) -> None:
         """Put the code of everything that is deployed in place on a machine."""
-        digests = sorted({v.component_digest for d in self._catalog.current() for v in d.versions})
+        limits = {v.component_digest: v.limits for d in self._catalog.current() for v in d.versions}
+        digests = sorted(limits)
         for i in range(0, len(digests), _PAGE):
             missing = decode_plain(await self._call(name, "missing_code", encode_plain(digests[i : i + _PAGE])))
             for digest in missing:
-                stored = self._deployer.artifact(digest)
-                if stored is None:
-                    _log.error("component %s has no artifact for this engine; deploy it again", digest[:12])
+                compiled = await asyncio.to_thread(self._deployer.compiled, digest)
+                compiled = compiled or await self._deployer.recompile(digest, limits[digest])
+                if compiled is None:
+                    _log.error("component %s can not be compiled for this engine; deploy it again", digest[:12])
                 else:
-                    await self._install(name, stored)
+                    await self._install(name, compiled)
 
     async def leave(self, payload: bytes) -> bytes:
         """A Server goes: take it out of the ring."""
@@ -129,7 +132,10 @@ class ControlPlane:
         )
 
     async def deploy(self, payload: bytes) -> bytes:
-        """Begin a deploy: ``{name, plan, limits, component, author}`` -> ``{"job": id}``. Ask ``deploy_progress``."""
+        """Begin a deploy: ``{name, plan, limits, component, author}`` and, if it has one, ``reuse`` -> ``{"job": id}``.
+
+        Ask ``deploy_progress``.
+        """
         plain = decode_plain(payload)
         job_id = secrets.token_hex(8)
         if len(self._jobs) >= _JOBS_MAX:
@@ -171,18 +177,22 @@ class ControlPlane:
         assert isinstance(asked, dict)
         assert isinstance(component, bytes)
         limits = Limits.from_manifest(plan, asked)
-        stored = await self._deployer.store(component, limits, job.enter)
-        if isinstance(stored, Rejected):
-            job.error = asdict(stored)
+        wanted = plain.get("reuse", {})
+        assert isinstance(wanted, dict)
+        reuse = Reuse.from_manifest(wanted)
+        compiled = await self._deployer.store(component, limits, job.enter)
+        if isinstance(compiled, Rejected):
+            job.error = asdict(compiled)
             return
+        reuse = replace(reuse, single_shot=compiled.single_shot)
         job.enter("distributing")
         servers = list(self._members)
-        late = await self._distribute(servers, stored)
+        late = await self._distribute(servers, compiled)
         job.enter("switching")
         async with self._changing:
-            late += await self._distribute([m for m in self._members if m not in servers], stored)
+            late += await self._distribute([m for m in self._members if m not in servers], compiled)
             version = self._catalog.record_upload(
-                name, stored.compiled.component_digest, len(component), limits, plan, author, self._now_ms()
+                name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse
             )
             upload_seq = self._catalog.seq()
             await self._publish_change(upload_seq, name)
@@ -191,10 +201,11 @@ class ControlPlane:
         job.result = {
             "worker": name,
             "version": version.version_id,
-            "component_digest": stored.compiled.component_digest,
+            "component_digest": compiled.component_digest,
             "component_bytes": len(component),
-            "artifact_bytes": stored.compiled.artifact_bytes,
-            "startup_cpu_ms": round(stored.compiled.startup_cpu_ms, 2),
+            "artifact_bytes": compiled.artifact_bytes,
+            "own_bytes": compiled.own_bytes,
+            "startup_cpu_ms": round(compiled.startup_cpu_ms, 2),
             "servers": servers,
             "late": late,
             "plan": plan.value,
@@ -226,12 +237,12 @@ class ControlPlane:
             ]
         )
 
-    async def _distribute(self, servers: list[str], stored: Stored) -> list[str]:
+    async def _distribute(self, servers: list[str], compiled: Compiled) -> list[str]:
         """Put the artifact on every machine; who could not be reached is told, and gets it when it joins again."""
 
         async def one(server: str) -> str | None:
             try:
-                await self._install(server, stored)
+                await self._install(server, compiled)
             except (PeerLost, PeerFailed) as failed:
                 _log.error("code did not reach %s: %s", server, failed)
                 return server
@@ -239,19 +250,17 @@ class ControlPlane:
 
         return [late for late in await asyncio.gather(*(one(server) for server in servers)) if late is not None]
 
-    async def _install(self, server: str, stored: Stored) -> None:
-        digest = stored.compiled.component_digest
-        if not decode_plain(await self._call(server, "missing_code", encode_plain([digest]))):
+    async def _install(self, server: str, compiled: Compiled) -> None:
+        if not decode_plain(await self._call(server, "missing_code", encode_plain([compiled.component_digest]))):
             return
-        artifact = await asyncio.to_thread(stored.artifact_path.read_bytes)
-        payload = encode_plain(
-            {
-                "component_digest": digest,
-                "artifact_digest": stored.compiled.artifact_digest,
-                "artifact": artifact,
-            }
-        )
-        await self._call(server, "install_code", payload)
+        # The engine that a toolchain's workers share is asked for like every piece, and found to be there already.
+        wanted = encode_plain([asdict(piece) for piece in compiled.pieces])
+        for missing in decode_plain(await self._call(server, "missing_pieces", wanted)):
+            piece = Piece(**missing)
+            path = self._deployer.store_of_artifacts.piece_path(piece.source_digest)
+            artifact = await asyncio.to_thread(path.read_bytes)
+            await self._call(server, "install_piece", encode_plain({"piece": missing, "artifact": artifact}))
+        await self._call(server, "install_code", encode_compiled(compiled))
 
     async def _publish_change(self, seq: int, worker: str) -> None:
         deployed = self._catalog.find(worker)

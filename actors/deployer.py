@@ -5,7 +5,6 @@ serves. Everything that can be refused is refused before anything is changed.
 """
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -13,12 +12,13 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from actors.worker import Limits
-from isolates.artifact import Compiled, Rejected, digest_of, rejected_by_header
-from isolates.engine import fingerprint
+from isolates.acceptance import Rejected, rejected_by_header
+from isolates.artifact import ArtifactStore, Compiled, digest_of
 
 _log = logging.getLogger("everwarm.deployer")
 
@@ -26,39 +26,53 @@ _log = logging.getLogger("everwarm.deployer")
 _COMPILE_TIMEOUT_S = 180.0
 #: Deploys that wait for their compile.
 _WAITING_MAX = 64
+#: A line of the compile process: its result names a component's imports, which a component can make long.
+_LINE_BYTES_MAX = 4 << 20
 
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A component that is kept, with its artifact."""
+class _Line(msgspec.Struct):
+    """What the compile process says in a line: one of the three."""
 
-    compiled: Compiled
-    artifact_path: Path
+    progress: str | None = None
+    compiled: Compiled | None = None
+    rejected: Rejected | None = None
 
 
 class Deployer:
-    """Keeps every component ever uploaded, and its artifact for this engine, under one directory."""
+    """Keeps every component ever uploaded, and its compiled pieces for this engine, under one directory."""
 
     def __init__(self, directory: Path) -> None:
         self._components = directory / "components"
-        self._artifacts = directory / "artifacts" / fingerprint()
-        for made in (self._components, self._artifacts):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._components.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._store_directory = directory / "artifacts"
+        self.store_of_artifacts = ArtifactStore(self._store_directory)
         self._one_at_a_time = asyncio.Semaphore(1)
         self._waiting = 0
 
-    def artifact(self, component_digest: str) -> Stored | None:
-        """What is kept of a component, if it was compiled for this engine."""
-        about = self._artifacts / f"{component_digest}.json"
-        if not about.exists():
-            return None
-        plain = json.loads(about.read_text())
-        plain["imports"] = tuple(plain["imports"])
-        return Stored(Compiled(**plain), self._artifacts / f"{component_digest}.cwasm")
+    def compiled(self, component_digest: str) -> Compiled | None:
+        """The manifest of a component, if it was compiled for this engine and is sound on disk."""
+        store = self.store_of_artifacts
+        return store.compiled(component_digest) if store.sound(component_digest) else None
 
-    async def store(self, component: bytes, limits: Limits, progress: Progress) -> Stored | Rejected:
+    async def recompile(self, component_digest: str, limits: Limits) -> Compiled | None:
+        """Compile a component again that was accepted before: its artifact was damaged, or was another engine's.
+
+        None when it is not kept, or does not compile for this engine.
+        """
+        source = self._components / f"{component_digest}.wasm"
+        component = await asyncio.to_thread(source.read_bytes) if source.exists() else b""
+        if digest_of(component) != component_digest:
+            return None
+        async with self._one_at_a_time:
+            made = self.compiled(component_digest) or await self._compile(component, limits, lambda phase: None)
+        if isinstance(made, Rejected):
+            _log.error("component %s does not compile any more: %s", component_digest[:12], made)
+            return None
+        return made
+
+    async def store(self, component: bytes, limits: Limits, progress: Progress) -> Compiled | Rejected:
         """Check, compile, start once and keep ``component``; or say why not, with nothing kept."""
         progress("checking")
         rejected = rejected_by_header(component, limits.component_raw_bytes_max)
@@ -73,7 +87,7 @@ class Deployer:
                 'Strip it (wasm-tools strip -a), or set plan = "paid" in everwarm.toml.',
             )
         digest = digest_of(component)
-        kept = self.artifact(digest)
+        kept = await asyncio.to_thread(self.compiled, digest)
         if kept is not None:
             progress("already compiled")
             return kept
@@ -83,51 +97,60 @@ class Deployer:
         try:
             progress("waiting for the compiler")
             async with self._one_at_a_time:
-                return self.artifact(digest) or await self._compile(digest, component, limits, progress)
+                return self.compiled(digest) or await self._compile(component, limits, progress)
         finally:
             self._waiting -= 1
 
-    async def _compile(self, digest: str, component: bytes, limits: Limits, progress: Progress) -> Stored | Rejected:
+    async def _compile(self, component: bytes, limits: Limits, progress: Progress) -> Compiled | Rejected:
         progress("compiling")
-        with tempfile.TemporaryDirectory(dir=self._artifacts, prefix="compile-") as scratch:
-            source, target = Path(scratch) / "component.wasm", Path(scratch) / "component.cwasm"
+        with tempfile.TemporaryDirectory(dir=self._components, prefix="compile-") as scratch:
+            source = Path(scratch) / "component.wasm"
             source.write_bytes(component)
-            result = await _compile_process(source, target, limits)
+            result = await self._compile_process(source, limits, progress)
             if isinstance(result, Rejected):
                 return result
             progress("storing")
-            os.replace(source, self._components / f"{digest}.wasm")
-            os.replace(target, self._artifacts / f"{digest}.cwasm")
-            about = self._artifacts / f"{digest}.json"
-            # Written last: an artifact counts only once all of it is in place.
-            part = about.with_suffix(".part")
-            part.write_text(json.dumps({f: getattr(result, f) for f in Compiled.__dataclass_fields__}))
-            os.replace(part, about)
-        return Stored(result, self._artifacts / f"{digest}.cwasm")
+            os.replace(source, self._components / f"{digest_of(component)}.wasm")
+        return result
+
+    async def _compile_process(self, source: Path, limits: Limits, progress: Progress) -> Compiled | Rejected:
+        """Run ``python -m isolates.compiler``; a crash or a time-out of it is the component's fault, not ours."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "isolates.compiler", str(source), str(self._store_directory),
+            str(limits.startup_cpu_ms), str(limits.memory_hard_bytes), stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=_LINE_BYTES_MAX,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        began_s = time.monotonic()
+        complaints = asyncio.create_task(process.stderr.read())
+        try:
+            async with asyncio.timeout(_COMPILE_TIMEOUT_S):
+                result = await _result(process.stdout, progress)
+                await process.wait()
+                said = await complaints
+        except TimeoutError:
+            return Rejected(
+                "compileTimeout", f"Compiling took longer than {_COMPILE_TIMEOUT_S:g} s.", "Make it smaller."
+            )
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await complaints
+        if process.returncode != 0 or result is None:
+            _log.error("the compiler ended with %s: %s", process.returncode, said.decode(errors="replace")[-2000:])
+            return Rejected("invalid", "The component does not compile.", "Check it with: wasm-tools validate")
+        _log.info("compiled in %.1f s", time.monotonic() - began_s)
+        return result
 
 
-async def _compile_process(source: Path, target: Path, limits: Limits) -> Compiled | Rejected:
-    """Run ``python -m isolates.artifact``; a crash or a time-out of it is the component's fault, not ours."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "isolates.artifact", str(source), str(target), str(limits.startup_cpu_ms),
-        str(limits.memory_hard_bytes), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    began_s = time.monotonic()
-    try:
-        output, complaints = await asyncio.wait_for(process.communicate(), _COMPILE_TIMEOUT_S)
-    except TimeoutError:
-        return Rejected("compileTimeout", f"Compiling took longer than {_COMPILE_TIMEOUT_S:g} s.", "Make it smaller.")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        _log.error("the compiler ended with %s: %s", process.returncode, complaints.decode(errors="replace")[-2000:])
-        return Rejected("invalid", "The component does not compile.", "Check it with: wasm-tools validate")
-    plain = json.loads(output)
-    if "rejected" in plain:
-        return Rejected(**plain["rejected"])
-    _log.info("compiled in %.1f s", time.monotonic() - began_s)
-    plain["compiled"]["imports"] = tuple(plain["compiled"]["imports"])
-    return Compiled(**plain["compiled"])
+async def _result(output: asyncio.StreamReader, progress: Progress) -> Compiled | Rejected | None:
+    """Read the compile process's lines to the end: its result, None when it gave none."""
+    result: Compiled | Rejected | None = None
+    while raw := await output.readline():
+        line = msgspec.json.decode(raw, type=_Line)
+        if line.progress is not None:
+            progress(line.progress)
+        result = line.compiled or line.rejected or result
+    return result

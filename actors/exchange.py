@@ -8,6 +8,7 @@ between workers the ending itself travels.
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from actors.worker import REUSE_DEFAULT, Reuse
 from isolates.conversation import RequestHead
 from isolates.outcome import Outcome
 
@@ -81,6 +82,10 @@ class Request:
     cold_cause: str = ColdCause.FIRST_EVER.value
     #: Of a request that is offered to its home: what the home reads the rest of the body from, and gives back.
     fallback: Capability | None = None
+    reuse: Reuse = REUSE_DEFAULT
+    #: The sockets of hosts that were lost with it: they are not tried again, and a request that crashes its hosts must
+    #: not go through them all.
+    lost_with: tuple[str, ...] = ()
 
     def under(self, lease: "Lease") -> "Request":
         """The request for the version that ``lease`` is for."""
@@ -90,6 +95,7 @@ class Request:
             component_digest=lease.component_digest,
             plan=lease.plan,
             limits=lease.limits,
+            reuse=lease.reuse,
         )
 
 
@@ -120,6 +126,7 @@ class Lease:
     limits: dict[str, int | None]
     socket: str
     home: str
+    reuse: Reuse = REUSE_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

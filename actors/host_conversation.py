@@ -10,12 +10,12 @@ next epoch tick, a millisecond later at most: a hello is one write, and a stream
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors.exchange import WINDOW_BYTES_MAX, Request, Served
 from actors.link import HEADER, Frame, FrameReader, LinkBroken, frame
 from actors.wire import SERVED
-from isolates.conversation import BodyLost, ConversationLost, RequestHead, ResponseHead
+from isolates.conversation import BodyLost, ConversationLost, FieldItems, RequestHead, ResponseHead
 
 #: A reader that takes nothing for this long is gone, whatever its connection says.
 _STALLED_S = 30.0
@@ -70,6 +70,21 @@ class LinkSocket:
         """Wait up to ``timeout_s`` for the other end to go away; True when it did."""
         return bool(self._gone.poll(timeout_s * 1e3))
 
+    def wait_any(self, timeout_s: float, events: int, readable: Sequence[int], writable: Sequence[int]) -> bool:
+        """Wait up to ``timeout_s`` for one of the poll ``events`` here (0: for none), or for a file descriptor of
+        others to be readable or writable. True when it happened here."""
+        wanted: dict[int, int] = {}
+        for descriptors, event in ((readable, select.POLLIN), (writable, select.POLLOUT)):
+            for descriptor in descriptors:
+                wanted[descriptor] = wanted.get(descriptor, 0) | event
+        if events:
+            wanted[self.socket.fileno()] = events
+        poll = select.poll()
+        for descriptor, event in wanted.items():
+            poll.register(descriptor, event)
+        happened = [descriptor for descriptor, _ in poll.poll(timeout_s * 1e3)]
+        return bool(events) and self.socket.fileno() in happened
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
@@ -107,7 +122,7 @@ class HostConversation:
     def body_ready(self) -> bool:
         if not (self._unread or self._complete or self._lost):
             self._pull()
-            self._receive(0.0)
+            self._receive()
         return bool(self._unread or self._complete or self._lost)
 
     def read_body(self, bytes_max: int) -> bytes | None:
@@ -128,13 +143,18 @@ class HostConversation:
             self._held.append(frame(Frame.PULL, WINDOW_BYTES_MAX.to_bytes(4)))
             self.flush()
 
-    def _receive(self, timeout_s: float) -> bool:
+    def trailers(self) -> FieldItems | None:
+        # The edge speaks HTTP/1.1 through a server that reads the trailers of a request and does not hand them on.
+        return None
+
+    def _receive(self) -> None:
+        """Take what has come of the piece that was pulled. Does not wait."""
         try:
-            received = self._link.receive(timeout_s)
+            received = self._link.receive(0.0)
         except LinkBroken as broken:
             raise ConversationLost from broken
         if received is None:
-            return False
+            return
         kind, payload = received
         self._pulling = False
         if kind is Frame.BODY:
@@ -143,19 +163,26 @@ class HostConversation:
             self._complete = True
         else:
             self._lost = True
-        return True
 
-    def wait(self, timeout_s: float, *, for_body: bool) -> None:
+    def wait(
+        self, timeout_s: float, *, for_body: bool, readable: Sequence[int] = (), writable: Sequence[int] = ()
+    ) -> None:
         self.flush()
+        if for_body and self.body_ready():
+            return
+        events = 0 if self._whole else select.POLLRDHUP
         if for_body:
-            if not self.body_ready():
-                self._receive(timeout_s)
-        elif self._whole:
-            time.sleep(timeout_s)
-        elif self._link.wait_gone(timeout_s):
-            raise ConversationLost
+            events = select.POLLIN | select.POLLRDHUP
+        if self._link.wait_any(timeout_s, events, readable, writable):
+            if not for_body:
+                raise ConversationLost
+            self._receive()
 
     # ---------------------------------------------------------------------------------------------------- response
+
+    def inform(self, head: ResponseHead) -> None:
+        # Dropped, as HTTP allows: the edge speaks HTTP/1.1 through a server that sends one head an answer.
+        pass
 
     def send_head(self, head: ResponseHead) -> None:
         self.head_sent = True
@@ -169,7 +196,8 @@ class HostConversation:
         if self._held_bytes >= _HELD_BYTES_MAX:
             self.flush()
 
-    def finish(self) -> None:
+    def finish(self, trailers: FieldItems = ()) -> None:
+        # Trailers are dropped, as HTTP allows: the server at the edge has no way to send them.
         self._whole = True
         self._hold(frame(Frame.END))
 

@@ -14,15 +14,20 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actors.decision import Close, Decision, Fail, Shed, Start, Use
+from actors.egress_line import HostEgress
+from actors.egress_policy import loops_left
 from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
+from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
 from actors.link import Frame, LinkBroken, frame
-from actors.residency import Close, Decision, Fail, Residency, ResidencyLimits, Shed, Start, Use
+from actors.residency import Residency, ResidencyLimits
+from actors.starts_ahead import Recipe, StartsAhead
 from actors.wire import ENDED, REQUEST, Undecodable
 from isolates.artifact import ArtifactStore
 from isolates.conversation import ConversationLost, ResponseHead
@@ -51,7 +56,7 @@ class HostLimits:
     #: Threads that start isolates ahead of requests. Two: a prewarm must not take the cores from what runs.
     prewarm_threads: int = 2
     prewarm_queue_max: int = 256
-    #: How often the host measures its memory.
+    #: How often the host measures its memory, and looks for isolates that were unused for too long.
     pressure_every_s: float = 0.5
 
 
@@ -83,14 +88,17 @@ class IsolateHost:
         *,
         server: str,
         tell_server: Callable[[Frame, bytes], None],
+        egress_socket: Path | None = None,
         residency_limits: ResidencyLimits | None = None,
         limits: HostLimits | None = None,
     ) -> None:
+        """``egress_socket``: where the machine's way out listens; without one guests have none."""
         self.name = name
         self.server = server
         self._path = socket_path
         self._artifacts = ArtifactStore(code_directory)
         self._tell_server = tell_server
+        self._egress_socket = egress_socket
         self._limits = limits or HostLimits()
         self._box = sandbox()
         # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
@@ -102,8 +110,9 @@ class IsolateHost:
         self._running = 0
         self._queue_ms = 0.0
         self._memory_bytes = 0
-        self._prewarms: list[tuple[Start, Request]] = []
-        self._prewarm_wake = threading.Condition()
+        self._ahead = StartsAhead(
+            self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
+        )
         self._outcomes: dict[str, int] = {}
         self._listener: socket.socket | None = None
         self._stopping = False
@@ -120,8 +129,7 @@ class IsolateHost:
         self._listener.listen(128)
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         threading.Thread(target=self._watch_memory, name="memory", daemon=True).start()
-        for i in range(self._limits.prewarm_threads):
-            threading.Thread(target=self._prewarm_loop, name=f"prewarm-{i}", daemon=True).start()
+        self._ahead.begin()
         return str(self._path)
 
     def stop(self) -> None:
@@ -132,8 +140,7 @@ class IsolateHost:
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
-        with self._prewarm_wake:
-            self._prewarm_wake.notify_all()
+        self._ahead.stop()
         with self._lock:
             links = list(self._links)
         for link in links:
@@ -145,9 +152,14 @@ class IsolateHost:
         with self._lock:
             return {
                 "host": self.name,
+                "pid": os.getpid(),
                 "residency": repr(self._residency),
                 "isolates": len(self._residency),
+                "starts": {t.value: n for t, n in self._residency.starts.items() if n},
                 "cold_starts": {c.value: n for c, n in self._residency.cold_starts.items() if n},
+                "spares": self._residency.spares,
+                "used_up": self._residency.used_up,
+                "expired": self._residency.expired,
                 "evictions": self._residency.evictions,
                 "running": self._running,
                 "queued": self._residency.queued,
@@ -208,27 +220,16 @@ class IsolateHost:
         The decision is made here and the start on another thread: a request that comes while it is still to be done
         waits for it, and does not start an isolate of its own.
         """
-        with self._prewarm_wake:
-            if len(self._prewarms) >= self._limits.prewarm_queue_max:
-                return
-            with self._lock:
-                decisions = self._residency.prewarm(
-                    request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic()
-                )
-            starts = [decision for decision in decisions if isinstance(decision, Start)]
-            self._prewarms += [(start, request) for start in starts]
-            self._prewarm_wake.notify(len(starts))
-        self._carry_out([decision for decision in decisions if not isinstance(decision, Start)])
+        if not self._ahead.has_room:
+            return
+        with self._lock:
+            decisions = self._residency.prewarm(
+                request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic(), request.reuse
+            )
+        self._carry_out(decisions, Recipe.of(request))
 
-    def _prewarm_loop(self) -> None:
-        while True:
-            with self._prewarm_wake:
-                while not self._prewarms and not self._stopping:
-                    self._prewarm_wake.wait()
-                if self._stopping:
-                    return
-                start, request = self._prewarms.pop(0)
-            self._start(start, request, None)
+    def _start_ahead(self, start: Start, recipe: Recipe) -> None:
+        self._start(start, recipe, None)
 
     def _watch_memory(self) -> None:
         with open("/proc/self/statm", encoding="ascii") as statm:
@@ -239,6 +240,7 @@ class IsolateHost:
                 with self._lock:
                     self._memory_bytes = resident - shared
                     decisions = self._residency.pressure(self._memory_bytes, time.monotonic())
+                    decisions += self._residency.tick(time.monotonic())
                 self._carry_out(decisions)
 
     # ------------------------------------------------------------------------------------------------ one request
@@ -247,12 +249,13 @@ class IsolateHost:
         """Run one request, or say why not."""
         arrived_ns = time.time_ns()
         recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, self._ids)
+        recipe = Recipe.of(request)
         ticket = _Ticket()
         with self._lock:
             decisions = self._residency.requested(
-                ticket, request.version, ColdCause(request.cold_cause), time.monotonic()
+                ticket, request.version, ColdCause(request.cold_cause), time.monotonic(), request.reuse
             )
-        self._carry_out(decisions)
+        self._carry_out(decisions, recipe)
         if not ticket.wait(self._limits.queue_s_max) and self._give_up(ticket, request.version):
             ticket.give(Shed(ticket))
         ticket.wait(self._limits.queue_s_max)
@@ -268,7 +271,7 @@ class IsolateHost:
         cause = ""
         if isinstance(decision, Start):
             cause = decision.cause.value
-            failed = self._start(decision, request, recorder)
+            failed = self._start(decision, recipe, recorder)
             if failed is not None:
                 self._end_failed(link, failed, recorder)
                 return
@@ -295,19 +298,26 @@ class IsolateHost:
             return Served(head.status, head.headers, self.server, start_type.value, queue_ms, cpu_ms)
 
         conversation = HostConversation(link, request, serve)
+        handler_id = recorder.new_id()
+        egress = self._egress_of(request, recorder.context.child(handler_id).traceparent())
         began_ns = time.time_ns()
         with self._lock:
             self._running += 1
-        keep = False
+        keep = True  # until guest code runs, nothing can be wrong with it
         try:
-            finished = isolate.run(conversation)
+            if says_started(request.head.method):
+                link.send(frame(Frame.STARTED))
+            keep = False
+            finished = isolate.run(conversation, egress=egress)
             keep = finished.verdict is Verdict.KEEP
         finally:
             # One place gives the isolate back, on every path: whatever happens here, it is not lost and not shared.
             with self._lock:
                 self._running -= 1
-                decisions = self._residency.released(number, keep=keep, now_s=time.monotonic())
-            self._carry_out(decisions)
+                decisions = self._residency.released(
+                    number, keep=keep, now_s=time.monotonic(), memory_bytes=isolate.memory_bytes
+                )
+            self._carry_out(decisions, Recipe.of(request))
         ended_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.WORKER: request.worker,
@@ -326,7 +336,7 @@ class IsolateHost:
         if finished.reason:
             attributes[Attr.ERROR_TYPE] = finished.reason[:300]
         recorder.span(
-            SpanName.HANDLER, began_ns, ended_ns, attributes, events=_log_events(finished),
+            SpanName.HANDLER, began_ns, ended_ns, attributes, span_id=handler_id, events=_log_events(finished),
             error=finished.outcome not in (Outcome.OK, Outcome.CANCELED),
         )  # fmt: skip
         if finished.outcome is Outcome.INTERNAL_ERROR:
@@ -336,6 +346,19 @@ class IsolateHost:
             start_type.value, queue_ms,
         )  # fmt: skip
         self._end(link, ended, recorder, conversation.take_held())
+
+    def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
+        """The way out of one request."""
+        if self._egress_socket is None:
+            return None
+        return HostEgress(
+            self._egress_socket,
+            worker=request.worker,
+            version=request.version,
+            request_id=request.request_id,
+            traceparent=traceparent,
+            loops_left=loops_left(request.head.headers),
+        )
 
     def _end_failed(self, link: LinkSocket, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
@@ -355,7 +378,8 @@ class IsolateHost:
 
     # --------------------------------------------------------------------------------------- residency's decisions
 
-    def _carry_out(self, decisions: list[Decision]) -> None:
+    def _carry_out(self, decisions: list[Decision], recipe: Recipe | None = None) -> None:
+        """``recipe``: how to start what is started ahead, which is always of the version that the decisions are on."""
         for decision in decisions:
             if isinstance(decision, Close):
                 with self._lock:
@@ -364,6 +388,10 @@ class IsolateHost:
                     isolate.close()
                 if decision.last:
                     self._tell_server(Frame.NOTICE, f"cold {decision.version}".encode())
+            elif isinstance(decision, Start) and decision.ticket is None:
+                assert recipe is not None, "started ahead of nothing"
+                assert recipe.version == decision.version, "started ahead of another version"
+                self._ahead.put(decision, recipe)
             else:
                 assert isinstance(decision.ticket, _Ticket)
                 decision.ticket.give(decision)
@@ -372,19 +400,19 @@ class IsolateHost:
         with self._lock:
             return self._residency.gave_up(ticket, version)
 
-    def _start(self, decision: Start, request: Request, recorder: Recorder | None) -> StartFailed | None:
+    def _start(self, decision: Start, recipe: Recipe, recorder: Recorder | None) -> StartFailed | None:
         """Start an isolate on this thread and tell residency."""
         mapping_ns = time.time_ns()
         started: Isolate | StartFailed
         instantiating_ns = mapping_ns
         try:
-            mapped = self._artifacts.map(self._box, request.component_digest)
+            mapped = self._artifacts.map(self._box, recipe.component_digest)
             instantiating_ns = time.time_ns()
-            started = Isolate.start(self._box, mapped, _isolate_limits(request.limits), secrets.token_bytes)
+            started = Isolate.start(self._box, mapped, _isolate_limits(recipe.limits), secrets.token_bytes)
         except FileNotFoundError:
             started = StartFailed(Outcome.INTERNAL_ERROR, "its code is not on this machine.")
         except Exception as fault:
-            _log.exception("starting %s failed in the host", request.version)
+            _log.exception("starting %s failed in the host", recipe.version)
             started = StartFailed(Outcome.INTERNAL_ERROR, f"the host failed to start it ({type(fault).__name__}).")
         ready_ns = time.time_ns()
         with self._lock:
@@ -393,13 +421,15 @@ class IsolateHost:
                 decisions = self._residency.start_failed(decision.isolate, started, now_s)
             else:
                 self._isolates[decision.isolate] = started
-                decisions = self._residency.started(decision.isolate, (ready_ns - mapping_ns) / 1e6, now_s)
-        self._carry_out(decisions)
+                decisions = self._residency.started(
+                    decision.isolate, (ready_ns - mapping_ns) / 1e6, now_s, memory_bytes=started.memory_bytes
+                )
+        self._carry_out(decisions, recipe)
         if isinstance(started, StartFailed):
             # A refusal sticks until this machine's isolate is gone, and now there is none.
-            self._tell_server(Frame.NOTICE, f"cold {request.version}".encode())
+            self._tell_server(Frame.NOTICE, f"cold {recipe.version}".encode())
             return started
-        self._tell_server(Frame.NOTICE, f"warm {request.version}".encode())
+        self._tell_server(Frame.NOTICE, f"warm {recipe.version}".encode())
         if recorder is not None:
             recorder.span(SpanName.MAP, mapping_ns, instantiating_ns)
             recorder.span(
@@ -408,7 +438,7 @@ class IsolateHost:
         return None
 
 
-def _isolate_limits(plain: dict[str, int | None]) -> IsolateLimits:
+def _isolate_limits(plain: Mapping[str, int | None]) -> IsolateLimits:
     """A version's limits as its isolates need them."""
     default = IsolateLimits()
     wall_ms = plain.get("wall_ms")
@@ -418,7 +448,10 @@ def _isolate_limits(plain: dict[str, int | None]) -> IsolateLimits:
         # Unlimited while the client is connected: a client that leaves is seen at once, so a day is only a backstop.
         wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
         wait_until_ms=plain.get("wait_until_ms") or default.wait_until_ms,
+        memory_soft_bytes=plain.get("memory_soft_bytes") or default.memory_soft_bytes,
         memory_bytes_max=plain.get("memory_hard_bytes") or default.memory_bytes_max,
+        subrequests_max=default.subrequests_max if (sent := plain.get("subrequests_max")) is None else sent,
+        connections_max=plain.get("connections_max") or default.connections_max,
         log_bytes_max=plain.get("log_bytes_max") or default.log_bytes_max,
     )
 

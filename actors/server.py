@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from actors.exchange import (
     Outcome,
     Request,
 )
+from actors.host_choice import by_preference
+from actors.hosts import Hosts, NoHost
 from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
 from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
@@ -34,7 +36,7 @@ from actors.submission import Submissions, spans_of
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST
 from actors.worker import Limits
-from isolates.artifact import ArtifactStore
+from isolates.artifact import ArtifactStore, Piece, decode_compiled
 from tracing.collector import Collector, CompletedTrace
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
@@ -57,7 +59,7 @@ class Server:
         self,
         name: str,
         *,
-        host_socket: Path,
+        host_sockets: Sequence[Path],
         code_directory: Path,
         links: Links,
         peers: Peers,
@@ -68,7 +70,7 @@ class Server:
         ),
     ) -> None:
         self.name = name
-        self._host = str(host_socket)
+        self._hosts = Hosts(host_sockets, links, self._host_lost)
         self._artifacts = ArtifactStore(code_directory)
         self._links = links
         self._peers = peers
@@ -97,6 +99,8 @@ class Server:
             "apply_change": self.apply_change,
             "install_code": self.install_code,
             "missing_code": self.missing_code,
+            "missing_pieces": self.missing_pieces,
+            "install_piece": self.install_piece,
             "statistics": self.statistics,
             "traces": self.traces,
             "export_to": self.export_to,
@@ -122,10 +126,12 @@ class Server:
     async def _on_request(self, request: Request, body: PulledBody, reply: Reply) -> None:
         """A request from this machine's ingress."""
         recorder = Recorder.under(request.traceparent, self.name, Role.SERVER, self._entropy)
-        answer, lease, home = await self._answer(request, body, recorder)
+        answer, resolved, home = await self._answer(request, body, recorder)
         try:
             served = await answer.served()
             if served is not None:
+                # Only now is it known where it ran: its host may have been lost on the way.
+                lease = self._lease(resolved, home) if resolved is not None and served.server == self.name else None
                 reply.head(replace(served, home=home, lease=lease))
                 while (data := await answer.read()) is not None:
                     await reply.data(data)
@@ -138,8 +144,10 @@ class Server:
         finally:
             answer.cancel()
 
-    async def _answer(self, request: Request, body: BodySource, recorder: Recorder) -> tuple[Answer, Lease | None, str]:
-        """Find the version, decide where, and send. Also: the lease that goes with it, and the home."""
+    async def _answer(
+        self, request: Request, body: BodySource, recorder: Recorder
+    ) -> tuple[Answer, Request | None, str]:
+        """Find the version, decide where, and send. Also: the request if a lease may go with it, and the home."""
         self._requests += 1
         began_ns = time.time_ns()
         resolved = self._resolve(request)
@@ -153,10 +161,10 @@ class Server:
             time.time_ns(),
             {Attr.HOME: home or "", Attr.RING_EPOCH: self._view.epoch, Attr.PHASE: route.reason},
         )
-        if route.place is Place.HERE or home is None:
-            return await self._run_here(request, body), self._lease(request, home or ""), home or ""
-        answer = await self._client.send(request, body, home, self._view.epoch, recorder)
-        return answer, None, home
+        if route.place is Place.HERE:
+            return await self._run_at_home(request, body, recorder), request, home or ""
+        answer = await self._client.send(request, body, route.server, self._view.epoch, recorder)
+        return answer, None, home or ""
 
     def _resolve(self, request: Request) -> Request | Outcome:
         """The request with the version that answers it; ``SCRIPT_NOT_FOUND`` when nothing is deployed."""
@@ -169,32 +177,66 @@ class Server:
             component_digest=version.component_digest,
             plan=version.plan.value,
             limits=_plain_limits(version.limits),
+            reuse=version.reuse,
         )
 
-    def _route(self, request: Request) -> tuple[str | None, Route]:
-        """The worker's home, and where a request with a version runs."""
+    def _route(self, request: Request, *, hosts_here: bool = True) -> tuple[str | None, Route]:
+        """The worker's home, and where a request with a version runs. ``hosts_here``: as far as the request knows."""
         home = self._view.home_of(request.worker)
+        hosts_here = hosts_here and bool(self._hosts.alive)
         situation = Situation(
             here=self.name,
             home=home,
             warm_here=request.version in self._warm,
             refused_before=request.version in self._client.refusals,
+            hosts_here=hosts_here,
+            next_home=None if hosts_here else self._view.next_home_of(request.worker, self.name),
         )
         return home, routing.decide(situation)
 
     async def _run_here(self, request: Request, body: BodySource) -> Answer:
+        """Run it on this machine, whatever becomes of it: it may have been offered to another one already."""
         try:
-            return await self._links.exchange(self._host, request, body)
+            return await self._hosts.run(request, body)
         except LinkBroken as away:
             return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
 
+    async def _run_at_home(self, request: Request, body: BodySource, recorder: Recorder) -> Answer:
+        """Run it on this machine; when the last host is lost before the guest started, offer it to another one."""
+
+        async def elsewhere(lost: Request) -> Answer:
+            _, route = self._route(lost, hosts_here=False)
+            if route.place is Place.HERE:
+                raise NoHost("no host is left on this machine, and there is no other")
+            return await self._client.send(lost, body, route.server, self._view.epoch, recorder)
+
+        try:
+            return await self._hosts.run(request, body, elsewhere)
+        except NoHost:
+            try:
+                return await elsewhere(request)
+            except NoHost as nobody:
+                return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, str(nobody)))
+        except LinkBroken as away:
+            return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
+
+    def _host_lost(self, socket: str) -> None:
+        """A host is gone, and with it the isolates of its versions: nothing that was known of them holds."""
+        before = (*self._hosts.alive, socket)
+        for version in [v for v in self._warm if by_preference(v, before)[0] == socket]:
+            del self._warm[version]
+            self._client.refusals.forget(version)
+        self._notify({"revoke_all": True})
+
     def _lease(self, request: Request, home: str) -> Lease | None:
         deployed = self._view.workers.get(request.worker)
-        if deployed is None or len(deployed.versions) != 1:
+        socket = self._hosts.of(request.version)
+        if deployed is None or len(deployed.versions) != 1 or socket is None:
             return None
         return Lease(
-            request.worker, request.version, request.component_digest, request.plan, request.limits, self._host, home
-        )
+            request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
+            request.reuse,
+        )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- what others call: requests
 
@@ -218,7 +260,7 @@ class Server:
 
     async def _meet(self, servers: list[str]) -> None:
         """Meet the homes before the first request goes to one: introductions and connections take their time."""
-        await self._links.open_ahead(self._host)
+        await self._hosts.open_ahead()
         for server in servers:
             try:
                 await (await self._peers.get(f"{server}/shard")).call("meet")
@@ -247,10 +289,7 @@ class Server:
 
     async def _drop(self, version: str) -> None:
         """A version is no longer deployed: its isolates need not live until they are evicted."""
-        try:
-            await self._links.tell(self._host, Frame.NOTICE, version.encode())
-        except LinkBroken as away:
-            _log.info("%s was not told to drop %s: %s", self._host, version, away)
+        await self._hosts.tell_all(Frame.NOTICE, version.encode())
 
     async def sync(self) -> None:
         """Ask the ControlPlane for everything that is deployed."""
@@ -282,15 +321,24 @@ class Server:
         return unchanged
 
     async def missing_code(self, payload: bytes) -> bytes:
-        """Which of these component digests have no artifact here."""
-        return encode_plain([digest for digest in decode_plain(payload) if not self._artifacts.has(digest)])
+        """Which of these component digests are not here, or not as they should be."""
+        digests = decode_plain(payload)
+        return encode_plain(await asyncio.to_thread(lambda: [d for d in digests if not self._artifacts.sound(d)]))
+
+    async def missing_pieces(self, payload: bytes) -> bytes:
+        """Which of these pieces are not here as they should be."""
+        pieces = [Piece(**plain) for plain in decode_plain(payload)]
+        return encode_plain([asdict(p) for p in await asyncio.to_thread(self._artifacts.missing, pieces)])
+
+    async def install_piece(self, payload: bytes) -> bytes:
+        """Put one piece of compiled code on this machine's disk."""
+        plain = decode_plain(payload)
+        await asyncio.to_thread(self._artifacts.install_piece, Piece(**plain["piece"]), plain["artifact"])
+        return b""
 
     async def install_code(self, payload: bytes) -> bytes:
-        """Put an artifact on this machine's disk."""
-        plain = decode_plain(payload)
-        await asyncio.to_thread(
-            self._artifacts.install, plain["component_digest"], plain["artifact"], plain["artifact_digest"]
-        )
+        """Make a component usable here whose pieces are all here."""
+        await asyncio.to_thread(self._artifacts.install, decode_compiled(payload))
         return b""
 
     # -------------------------------------------------------------------------- what this machine's others tell us
@@ -320,12 +368,12 @@ class Server:
         if isinstance(resolved, Outcome) or resolved.version in self._warm:
             return
         request = resolved
-        home, route = self._route(request)
+        _, route = self._route(request)
         try:
             if route.place is Place.HERE:
-                await self._links.tell(self._host, Frame.PREWARM, REQUEST.encode(request))
+                await self._hosts.tell(request.version, Frame.PREWARM, REQUEST.encode(request))
             else:
-                await (await self._peers.get(f"{home}/shard")).call("prewarm", REQUEST.encode(request))
+                await (await self._peers.get(f"{route.server}/shard")).call("prewarm", REQUEST.encode(request))
         except (LinkBroken, PeerLost, PeerFailed) as away:
             _log.info("a prewarm was dropped: %s", away)
 
@@ -403,6 +451,8 @@ class Server:
                     "lost": counts.lost,
                     "sent_bytes": counts.sent_bytes,
                 },
+                "hosts": len(self._hosts.alive),
+                "hosts_lost": self._hosts.lost,
                 "sticky_refusals": len(self._client.refusals),
                 "lent_out": len(self._exports) + len(self._submissions),
                 "homes": {worker: self._view.home_of(worker) for worker in list(self._view.workers)[:1000]},

@@ -7,6 +7,7 @@ by then, and in pulled chunks when it is not. It never sends a request on: at mo
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from actors.exchange import (
     Request,
     Served,
 )
-from actors.link import Frame, LinkAnswer, LinkBroken, Links, read_window
+from actors.hosts import HostAnswer, Hosts
+from actors.link import Frame, LinkBroken, Links, read_window
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict
@@ -66,7 +68,7 @@ class Visit:
     def __init__(self, server: "ShardServer", capability: Capability) -> None:
         self._server = server
         self.capability = capability
-        self.answer: LinkAnswer | None = None
+        self.answer: HostAnswer | None = None
         self.rest: Capability | None = None
         self.read_at_s = asyncio.get_running_loop().time()
         self.is_over = False
@@ -84,17 +86,22 @@ class ShardServer:
     """The receiving half of sharding, one per machine."""
 
     def __init__(
-        self, name: str, *, host_socket: Path, code_directory: Path, links: Links, peers: Peers, limits: AdmissionLimits
+        self,
+        name: str,
+        *,
+        host_sockets: Sequence[Path],
+        code_directory: Path,
+        links: Links,
+        peers: Peers,
+        limits: AdmissionLimits,
     ) -> None:
         self.name = name
-        self._host = str(host_socket)
+        self._hosts = Hosts(host_sockets, links)
         self._artifacts = ArtifactStore(code_directory)
-        self._links = links
         self._peers = peers
         self._limits = limits
         self._draining = False
-        self._load = Load()
-        self._load_until_s = 0.0
+        self._loads: dict[str, tuple[Load, float]] = {}  # by the host's socket, each with its last moment
         self._visits: dict[tuple[str, int], Visit] = {}
         self._rests: Exports[Visit] = Exports(f"{name}/shard")
         self._counts = {"admitted": 0, "refused": 0, "aborted": 0}
@@ -114,9 +121,8 @@ class ShardServer:
         request = REQUEST.decode(payload)
         if request.fallback is None:
             raise ValueError("an offer without its capability")
-        fresh = asyncio.get_running_loop().time() < self._load_until_s
         verdict = admission.decide(
-            self._load if fresh else Load(), len(self._visits), self._limits,
+            self._load_of(self._hosts.of(request.version)), len(self._visits), self._limits,
             code_here=self._artifacts.has(request.component_digest), draining=self._draining,
         )  # fmt: skip
         if verdict.admission is Admission.REFUSE:
@@ -134,7 +140,7 @@ class ShardServer:
     async def _run(self, visit: Visit, request: Request, lent: Capability) -> Answered | Refused:
         try:
             body = LentFrom(self._peers, lent)
-            visit.answer = await self._links.exchange(self._host, replace(request, fallback=None), body)
+            visit.answer = await self._hosts.run(replace(request, fallback=None), body)
         except LinkBroken:
             # Nothing was delivered to a guest: to the sender this is a refusal like any other.
             visit.over()
@@ -142,6 +148,9 @@ class ShardServer:
         if visit.is_over:
             visit.answer.cancel()  # the client left while this machine was still connecting to its host
         served: Served | None = await visit.answer.served()
+        if visit.answer.handed_back:
+            visit.over()
+            return Refused(RefusalReason.AWAY, lent)
         first = await self._next_chunk(visit.answer, wait=False)
         if visit.is_over and first.ended is None:
             # The client left in the moment in which the head arrived: nobody will read the rest.
@@ -153,17 +162,22 @@ class ShardServer:
         self._sweep()
         return Answered(served, first, visit.rest)
 
-    async def _next_chunk(self, answer: LinkAnswer, *, wait: bool) -> Chunk:
+    async def _next_chunk(self, answer: HostAnswer, *, wait: bool) -> Chunk:
         """What has arrived of an answer, up to a window; with ``wait`` at least something."""
         data = await read_window(answer, wait=wait)
         ended = None
         if answer.is_over or (answer.whole and answer.ready()):
             ended = await answer.ended()
-            self._note_load(ended.load)
+            self._note_load(answer.path, ended.load)
         return Chunk(data, end=answer.whole, ended=ended)
 
-    def _note_load(self, load: Load) -> None:
-        self._load, self._load_until_s = load, asyncio.get_running_loop().time() + _LOAD_FRESH_S
+    def _note_load(self, socket: str, load: Load) -> None:
+        self._loads[socket] = (load, asyncio.get_running_loop().time() + _LOAD_FRESH_S)
+
+    def _load_of(self, socket: str | None) -> Load:
+        """What the host that would run it said last, unless that is old."""
+        load, until_s = self._loads.get(socket or "", (Load(), 0.0))
+        return load if asyncio.get_running_loop().time() < until_s else Load()
 
     async def read_response(self, payload: bytes) -> bytes:
         """The next chunk of an answer that did not fit its verdict."""
@@ -192,13 +206,13 @@ class ShardServer:
 
     async def meet(self, payload: bytes) -> bytes:
         """A Server got to know this home: have the way to the host open before its first request."""
-        await self._links.open_ahead(self._host)
+        await self._hosts.open_ahead()
         return b""
 
     async def prewarm(self, payload: bytes) -> bytes:
         """A request is likely to come here: pass it on to the host. Forgotten when the host is away."""
         try:
-            await self._links.tell(self._host, Frame.PREWARM, payload)
+            await self._hosts.tell(REQUEST.decode(payload).version, Frame.PREWARM, payload)
         except LinkBroken as away:
             _log.info("a prewarm was dropped: %s", away)
         return b""
@@ -218,7 +232,9 @@ class ShardServer:
                 "in_flight": len(self._visits),
                 "lent_out": len(self._rests),
                 "draining": self._draining,
-                "queue_ms": self._load.queue_ms,
+                "queue_ms": max((load.queue_ms for load, _ in self._loads.values()), default=0.0),
+                "hosts": len(self._hosts.alive),
+                "hosts_lost": self._hosts.lost,
             }
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from actors.capability import Exports
-from actors.exchange import Capability, Chunk, Ended, Lease, Outcome, Request, status_of
+from actors.exchange import Capability, Chunk, Ended, Outcome, Request, status_of
 from actors.link import Answer, BodySource
 from actors.side_work import SideWork
 from actors.stage import is_error, root_attributes
@@ -26,7 +26,7 @@ _log = logging.getLogger("everwarm.submission")
 #: A driver that does not read its answer for this long has ended.
 _UNREAD_S = 30.0
 
-Answering = Callable[[Request, BodySource, Recorder], Awaitable[tuple[Answer, Lease | None, str]]]
+Answering = Callable[[Request, BodySource, Recorder], Awaitable[tuple[Answer, Request | None, str]]]
 
 
 class NoBody:

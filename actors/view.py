@@ -61,6 +61,11 @@ class ClusterView:
         """The server that is home to a worker, by this view."""
         return None if self.ring is None else self.ring.home_of(worker_key(CORDON, worker))
 
+    def next_home_of(self, worker: str, here: str) -> str | None:
+        """The first server of a worker's order that is not ``here``: who takes over when ``here`` cannot."""
+        order = [] if self.ring is None else self.ring.successors(worker_key(CORDON, worker), 2)
+        return next((server for server in order if server != here), None)
+
     @property
     def epoch(self) -> int:
         """The ring's epoch, 0 before the first."""

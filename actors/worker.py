@@ -21,8 +21,11 @@ from typing import Final, NewType
 
 WorkerName = NewType("WorkerName", str)
 
-PLAIN_SCHEMA: Final = 1
-"""Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning."""
+PLAIN_SCHEMA: Final = 2
+"""Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning.
+
+What is kept from schema 1 on is still read: 2 added a version's `reuse`, which is then the default one.
+"""
 
 _WORKER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")  # one DNS label: `<worker>.localhost` must be a host name
 _VERSION_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -30,6 +33,8 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 _MIB: Final = 1024 * 1024
 AUTHOR_CHARS_MAX: Final = 256  # an e-mail address has at most 254
+REUSE_REQUESTS_MAX: Final = 1_000_000  # beyond it, nobody could tell the wish from having none
+REUSE_IDLE_S_MAX: Final = 86_400  # a day; whoever wants longer says nothing, and is kept until memory is short
 _CHOICE_BUCKETS: Final = 10_000  # percentages are whole; 100 buckets each keep the hash's rounding under 0.01 %
 
 
@@ -186,6 +191,58 @@ _CEILINGS: Final[Mapping[Plan, Limits]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How long one isolate of a version serves. None: until it is evicted, condemned or killed.
+
+    `max_requests` (1 to a million) and `idle_s` (seconds, 1 to a day) are the manifest's. `single_shot` is what the
+    deploy found out: the code is spent after one request, whatever the manifest says.
+    """
+
+    max_requests: int | None = None
+    idle_s: int | None = None
+    single_shot: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in (("max_requests", REUSE_REQUESTS_MAX), ("idle_s", REUSE_IDLE_S_MAX)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise ValueError(f"reuse.{name}: must be a whole number from 1 to {most}")
+        if type(self.single_shot) is not bool:
+            raise ValueError("reuse.single_shot: must be true or false")
+
+    @property
+    def requests_max(self) -> int | None:
+        """Requests after which an isolate is let go."""
+        return 1 if self.single_shot else self.max_requests
+
+    @property
+    def reason(self) -> str:
+        """Why isolates of this version are let go early: `single-shot`, `manifest`, or nothing."""
+        return "single-shot" if self.single_shot else "manifest" if self != REUSE_DEFAULT else ""
+
+    @classmethod
+    def from_manifest(cls, asked: Mapping[str, object]) -> Reuse:
+        """What a manifest may say: `max_requests` and `idle_s`. Raises ValueError naming the field that is wrong."""
+        for name in asked:
+            if name not in ("max_requests", "idle_s"):
+                raise ValueError(f"reuse.{name}: no such key")
+        return cls(**asked)  # type: ignore[arg-type]  # __post_init__ checks types
+
+    def to_plain(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: object) -> Reuse:
+        """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
+        return cls(**_checked(plain, "reuse", _REUSE_NAMES, schema=False))  # type: ignore[arg-type]  # checked there
+
+
+REUSE_DEFAULT: Final = Reuse()
+"""What a version has whose manifest says nothing."""
+_REUSE_NAMES: Final = tuple(field.name for field in fields(Reuse))
+
+
 def make_version_id(worker: str, component_digest: str, upload_seq: int) -> str:
     """16 hex digits of a hash over all three, so that the same bytes uploaded twice are two versions.
 
@@ -197,7 +254,7 @@ def make_version_id(worker: str, component_digest: str, upload_seq: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One upload: code and limits that never change. `created_at_ms` is Unix time."""
+    """One upload: code, limits and reuse that never change. `created_at_ms` is Unix time."""
 
     worker: str
     version_id: str
@@ -206,6 +263,7 @@ class Version:
     plan: Plan
     created_at_ms: int
     author: str
+    reuse: Reuse = REUSE_DEFAULT
 
     def __post_init__(self) -> None:
         _check_text("worker", self.worker, _WORKER_NAME)
@@ -219,6 +277,8 @@ class Version:
             raise ValueError("created_at_ms: must be a whole number, zero or more")
         if not isinstance(self.author, str) or len(self.author) > AUTHOR_CHARS_MAX:
             raise ValueError(f"author: must be a string of at most {AUTHOR_CHARS_MAX} characters")
+        if not isinstance(self.reuse, Reuse):
+            raise ValueError("reuse: must be Reuse")
 
     def to_plain(self) -> dict[str, object]:
         return {
@@ -230,12 +290,14 @@ class Version:
             "plan": self.plan.value,
             "created_at_ms": self.created_at_ms,
             "author": self.author,
+            "reuse": self.reuse.to_plain(),
         }
 
     @classmethod
     def from_plain(cls, plain: object) -> Version:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        values = _checked(plain, "version", _VERSION_NAMES)
+        values = _checked(plain, "version", _VERSION_NAMES, since_2={"reuse": REUSE_DEFAULT.to_plain()})
+        values["reuse"] = Reuse.from_plain(values["reuse"])
         values["limits"] = Limits.from_plain(values["limits"])
         if values["plan"] not in _PLANS:
             raise ValueError("plan: must be one of " + ", ".join(_PLANS))
@@ -325,15 +387,24 @@ def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
         raise ValueError(f"{name}: must match {pattern.pattern}")
 
 
-def _checked(plain: object, what: str, names: tuple[str, ...], schema: bool = True) -> dict[str, object]:
-    """`plain` as a new dict with exactly `names` in it, its schema number checked and taken off."""
+def _checked(
+    plain: object, what: str, names: tuple[str, ...], schema: bool = True, since_2: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """`plain` as a new dict with exactly `names` in it, its schema number checked and taken off.
+
+    `since_2`: what schema 1 did not have, with what it meant.
+    """
     if not isinstance(plain, dict):
         raise ValueError(f"{what}: must be a dict")
     values: dict[str, object] = dict(plain)
     if schema:
         number = values.pop("schema", None)
-        if type(number) is not int or number != PLAIN_SCHEMA:
-            raise ValueError(f"schema: {what} has {number!r}, this program reads {PLAIN_SCHEMA}")
+        if type(number) is not int or not 1 <= number <= PLAIN_SCHEMA:
+            raise ValueError(f"schema: {what} has {number!r}, this program reads 1 to {PLAIN_SCHEMA}")
+        if number == 1 and since_2 is not None:
+            for given in values.keys() & since_2.keys():
+                raise ValueError(f"{given!r}: unknown in a {what} of schema 1")
+            values |= since_2
     for name in names:
         if name not in values:
             raise ValueError(f"{name}: missing from {what}")

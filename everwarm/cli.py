@@ -71,7 +71,16 @@ def main() -> None:
 @click.option("--otlp-header", multiple=True, metavar="K=V", help="A header for that endpoint; may be repeated.")
 @click.option("--certificates", default="", metavar="DIR", help="PEM files by host name, instead of the local CA's.")
 @click.option(
+    "--hosts", default=1, show_default=True, type=click.IntRange(1, 16), help="Processes of isolates in each server."
+)
+@click.option(
     "--memory-mib", default=2048, show_default=True, type=click.IntRange(64), help="For each host's isolates."
+)
+@click.option(
+    "--egress-allow",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Let workers reach this too, beyond public addresses on ports 80 and 443; may be repeated.",
 )
 @click.option("--detach", is_flag=True, help="Run in the background; end it with: everwarm down")
 @click.option("--examples", is_flag=True, help="Deploy the example workers and say what to try.")
@@ -85,7 +94,9 @@ def up(
     otlp_url: str,
     otlp_header: tuple[str, ...],
     certificates: str,
+    hosts: int,
     memory_mib: int,
+    egress_allow: tuple[str, ...],
     detach: bool,
     examples: bool,
     with_js: bool,
@@ -101,6 +112,15 @@ def up(
     headers = _headers(otlp_header)
     if certificates and not Path(certificates).is_dir():
         _fail(f"There is no directory {certificates} to read certificates from.")
+    if egress_allow:
+        from actors.egress_policy import parse_rule
+
+        try:
+            unbound = [text for text in egress_allow if parse_rule(text).port is None]
+        except ValueError as wrong:
+            _fail(f"--egress-allow {wrong}")
+        if unbound:
+            _fail(f"--egress-allow takes HOST:PORT, not {unbound[0]!r}")
     if otlp_url:
         from tracing.export import traces_endpoint
 
@@ -137,7 +157,9 @@ def up(
         otlp_url=otlp_url,
         otlp_headers=headers,
         certificates=str(Path(certificates).absolute()) if certificates else "",
+        egress_allow=egress_allow,
         memory_bytes_max=memory_mib << 20,
+        hosts=hosts,
     )
     try:
         run(
@@ -218,16 +240,18 @@ def status(as_json: bool) -> None:
         f"{'in':>6}"
     )
     for server, port in sorted(running.servers.items()):
-        of = {role: counters[f"{server}/{role}"] for role in ("server", "shard", "host", "ingress")}
+        of = {address.partition("/")[2]: c for address, c in counters.items() if address.startswith(f"{server}/")}
         broken = [role for role, values in of.items() if "error" in values]
-        if broken:
+        hosts = [values for role, values in of.items() if role.startswith("host") and role not in broken]
+        if not hosts or any(not role.startswith("host") for role in broken):
             click.echo(f"{server:<12}{', '.join(broken)} not reachable")
             continue
         sharded = of["server"]["sharded"]
         click.echo(
             f"{server:<12}{running.address + ':' + str(port):<24}{of['ingress']['requests']:>9}"
-            f"{of['host']['isolates']:>9}{of['host']['running']:>8}{sharded['offered']:>12}{sharded['refused']:>8}"
-            f"{of['shard']['admitted']:>6}"
+            f"{sum(h['isolates'] for h in hosts):>9}{sum(h['running'] for h in hosts):>8}"
+            f"{sharded['offered']:>12}{sharded['refused']:>8}{of['shard']['admitted']:>6}"
+            + (f"  {', '.join(broken)} not reachable" if broken else "")
         )
     homes: dict[str, str] = next(
         (c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {}
@@ -283,15 +307,16 @@ def build(directory: Path, output: Path | None, as_json: bool) -> None:
 def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_json: bool) -> None:
     """Deploy SOURCE: a component file, or a worker's folder, which is built first (from the cache if it can be).
 
-    Name, plan and limits are those of the folder's everwarm.toml, if there is one.
+    Name, plan, limits and reuse are those of the folder's everwarm.toml, if there is one.
     """
     from everwarm.build import BuildError, ManifestError
     from everwarm.build import build as make
     from everwarm.build.manifest import MANIFEST_FILE, read_manifest
     from everwarm.client import DeployFailed, EverwarmError
-    from everwarm.examples import COMPONENT_FILE, limits_of
+    from everwarm.examples import COMPONENT_FILE, limits_of, reuse_of
 
     limits: dict[str, int] = {}
+    reuse: dict[str, int] = {}
     component = source
     # A component that lies where `build` puts it belongs to the manifest beside it.
     folder = source if source.is_dir() else source.parent if source.name == COMPONENT_FILE else None
@@ -299,7 +324,7 @@ def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_
         if folder is not None and (source.is_dir() or (folder / MANIFEST_FILE).exists()):
             manifest = read_manifest(folder)
             name, plan = name or manifest.name, plan or manifest.plan.value
-            limits = limits_of(manifest)
+            limits, reuse = limits_of(manifest), reuse_of(manifest)
             component = folder / COMPONENT_FILE
             if source.is_dir() and not prebuilt:
                 home = _home()
@@ -313,7 +338,9 @@ def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_
     name = name or re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-") or "worker"
     with _connect() as client:
         try:
-            done = client.deploy(name, component, plan=plan or "free", limits=limits, progress=_phases(quiet=as_json))
+            done = client.deploy(
+                name, component, plan=plan or "free", limits=limits, reuse=reuse, progress=_phases(quiet=as_json)
+            )
         except DeployFailed as refused:
             if as_json:
                 click.echo(json.dumps({"error": {"code": refused.code, "message": refused.message}}))

@@ -85,6 +85,7 @@ class Deployment:
     component_digest: str
     component_bytes: int
     artifact_bytes: int
+    own_bytes: int  # of it, what no other worker of the same engine has
     startup_cpu_ms: float
     servers: list[str]
     late: list[str]
@@ -134,17 +135,21 @@ class AsyncClient:
         *,
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
+        reuse: Mapping[str, int] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """Deploy ``component`` as worker ``name``. ``progress`` hears the phase and the seconds in it.
 
-        ``DeployFailed`` says what is wrong with the component or its limits; then nothing was changed.
+        ``reuse`` may have ``max_requests`` and ``idle_s``: after how many requests, and after how many seconds without
+        any, an isolate is let go. ``DeployFailed`` says what is wrong with the component or its limits; then nothing
+        was changed.
         """
         data = component if isinstance(component, bytes) else await asyncio.to_thread(component.read_bytes)
         order = {
             "name": name,
             "plan": plan,
             "limits": dict(limits or {}),
+            "reuse": dict(reuse or {}),
             "component": data,
             "author": _author(),
         }
@@ -228,7 +233,7 @@ class AsyncClient:
     # ------------------------------------------------------------------------------------------------------ looks
 
     async def statistics(self) -> dict[str, dict[str, Any]]:
-        """The counters of all roles, by address (``server-1/host``)."""
+        """The counters of all roles, by address (``server-1/host``, and ``server-1/host-2`` if it has a second)."""
         addresses = [f"{s}/{role}" for s in self.servers for role in ("server", "shard", "host", "ingress")]
 
         async def one(address: str) -> tuple[str, dict[str, Any]]:
@@ -237,7 +242,13 @@ class AsyncClient:
             except (PeerLost, PeerFailed) as away:
                 return address, {"error": str(away)}
 
-        return dict(await asyncio.gather(*(one(address) for address in addresses)))
+        counters = dict(await asyncio.gather(*(one(address) for address in addresses)))
+        more = [
+            f"{s}/host-{i}"
+            for s in self.servers
+            for i in range(2, 1 + sum(counters[f"{s}/server"].get(of, 0) for of in ("hosts", "hosts_lost")))
+        ]
+        return counters | dict(await asyncio.gather(*(one(address) for address in more)))
 
     async def configure_admission(self, server: str, **changes: int | float | bool) -> None:
         """Change how a server admits other machines' requests: ``in_flight_max``, ``queue_ms_max``, ``draining``."""
@@ -337,10 +348,11 @@ class Client:
         *,
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
+        reuse: Mapping[str, int] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """See ``AsyncClient.deploy``."""
-        return self._wait(self._inner.deploy(name, component, plan=plan, limits=limits, progress=progress))
+        return self._wait(self._inner.deploy(name, component, plan=plan, limits=limits, reuse=reuse, progress=progress))
 
     def remove(self, name: str) -> bool:
         """See ``AsyncClient.remove``."""

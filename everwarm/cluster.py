@@ -15,7 +15,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from actors.admission import AdmissionLimits
 from actors.control_plane import ControlPlane
+from actors.egress import EgressServer
+from actors.egress_policy import EgressPolicy, parse_rule
 from actors.isolate_host import IsolateHost
 from actors.link import Links
 from actors.peer import Calls, Peers, RayPeers
@@ -33,7 +35,7 @@ from actors.residency import ResidencyLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
-from actors.view import encode_plain
+from actors.view import decode_plain, encode_plain
 from everwarm.home import Home
 from ingress.authority import LocalAuthority
 from ingress.ingress import Ingress
@@ -59,10 +61,17 @@ class ClusterConfig:
     certificates: str = ""
     memory_bytes_max: int = 2 << 30  # of one host's isolates
     in_flight_max: int = AdmissionLimits().in_flight_max
+    hosts: int = 1  # processes of isolates of each server; a crash of one leaves the others
+    #: What guests may reach beyond public addresses on ports 80 and 443, as ``egress_policy.parse_rule`` reads it.
+    egress_allow: tuple[str, ...] = ()
 
     def server_names(self) -> list[str]:
         """``server-1``, ``server-2``, ..."""
         return [f"server-{i + 1}" for i in range(self.servers)]
+
+    def host_names(self) -> list[str]:
+        """The roles of a server's hosts: ``host``, ``host-2``, ..."""
+        return ["host", *(f"host-{i + 1}" for i in range(1, self.hosts))]
 
 
 @dataclass(slots=True)
@@ -79,9 +88,14 @@ class World:
     """What a role is given."""
 
     config: ClusterConfig
+    role: str
     server: str
     peers: Peers
     sockets: Path
+
+    def host_sockets(self) -> list[Path]:
+        """The sockets of this machine's hosts."""
+        return [self.socket(name) for name in self.config.host_names()]
 
     def socket(self, role: str) -> Path:
         """The socket of a role on this machine."""
@@ -114,11 +128,12 @@ async def _start_control(world: World) -> Started:
 
 async def _start_host(world: World) -> Started:
     host = IsolateHost(
-        f"{world.server}/host",
-        world.socket("host"),
+        f"{world.server}/{world.role}",
+        world.socket(world.role),
         world.code,
         server=world.server,
         tell_server=ServerLine(world.socket("server")).tell,
+        egress_socket=world.socket("egress"),
         residency_limits=ResidencyLimits(memory_bytes_max=world.config.memory_bytes_max),
     )
     host.start()
@@ -132,12 +147,21 @@ async def _start_host(world: World) -> Started:
     return Started({"statistics": statistics}, stop)
 
 
+def _egress_policy(config: ClusterConfig) -> EgressPolicy:
+    """What guests may reach. Never the cluster's own edge: a request would come back as a client's."""
+    address = f"[{config.address}]" if ":" in config.address else config.address
+    own = [f"{address}:{config.port + i}" for i in range(config.servers)] if config.port else []
+    return EgressPolicy(
+        added=tuple(parse_rule(text) for text in config.egress_allow), own=tuple(parse_rule(text) for text in own)
+    )
+
+
 async def _start_server(world: World) -> Started:
     config = world.config
     exporter = OtlpExporter(config.otlp_url, headers=config.otlp_headers) if config.otlp_url else None
     server = Server(
         world.server,
-        host_socket=world.socket("host"),
+        host_sockets=world.host_sockets(),
         code_directory=world.code,
         links=Links(),
         peers=world.peers,
@@ -146,18 +170,28 @@ async def _start_server(world: World) -> Started:
     )
     world.socket("server").unlink(missing_ok=True)
     await server.start(world.socket("server"))
+    egress = EgressServer(_egress_policy(config))
+    world.socket("egress").unlink(missing_ok=True)
+    await egress.start(world.socket("egress"))
 
     async def sync(payload: bytes) -> bytes:
         await server.sync()
         return b""
 
-    return Started({**server.calls, "sync": sync}, server.stop)
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain({**decode_plain(await server.statistics()), "egress": egress.statistics()})
+
+    async def stop() -> None:
+        await server.stop()
+        await egress.stop()
+
+    return Started({**server.calls, "sync": sync, "statistics": statistics}, stop)
 
 
 async def _start_shard(world: World) -> Started:
     shard = ShardServer(
         world.server,
-        host_socket=world.socket("host"),
+        host_sockets=world.host_sockets(),
         code_directory=world.code,
         links=Links(),
         peers=world.peers,
@@ -200,6 +234,10 @@ class Role:
     start: Callable[[World], Awaitable[Started]]
     max_restarts: int = 0
 
+    def named(self, name: str) -> "Role":
+        """One more process of this role, under a name of its own that begins with the role's."""
+        return replace(self, name=name)
+
 
 #: What every machine runs, in the order in which it starts. Restarts come with supervision; until then a lost role is
 #: seen, not hidden.
@@ -213,11 +251,17 @@ CONTROL_ROLE = Role(CONTROL, _start_control)
 _ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE)}
 
 
+def _machine_roles(config: ClusterConfig) -> list[Role]:
+    """What every machine runs with this configuration: as in the table, with as many hosts as are wanted."""
+    more = [_ROLES["host"].named(name) for name in config.host_names()[1:]]
+    return [*MACHINE_ROLES, *more]
+
+
 class RoleProcess:
     """A process of the cluster: one role, called by method name with bytes."""
 
     def __init__(self, role: str, server: str, config: ClusterConfig, control: Any) -> None:
-        self._role = _ROLES[role]
+        self._role = _ROLES[role.partition("-")[0]].named(role)  # host-2 is one more host
         self._server = server
         self._config = config
         self._control = control
@@ -229,7 +273,7 @@ class RoleProcess:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         home = Home(Path(self._config.home))
-        world = World(self._config, self._server, RayPeers(self._introduce), home.sockets())
+        world = World(self._config, self._role.name, self._server, RayPeers(self._introduce), home.sockets())
         self._started = await self._role.start(world)
         # What was imported until now, Ray's modules most of all, is never garbage. Without this a full collection
         # walks it for 40 ms, and charges that to whichever guest runs on the thread that it falls on.
@@ -261,7 +305,7 @@ class RoleProcess:
         return [] if found is None else [found]
 
     async def _introduce(self, address: str) -> Any:
-        if self._role is CONTROL_ROLE:
+        if self._role == CONTROL_ROLE:
             return self._directory.get(address)
         if address == CONTROL:
             return self._control
@@ -352,7 +396,7 @@ class Cluster:
         progress(f"starting {self.config.servers} servers")
         control = self._make(CONTROL_ROLE, "", None)
         for server in self.config.server_names():
-            for role in MACHINE_ROLES:
+            for role in _machine_roles(self.config):
                 self._make(role, server, control)
         await self._start(CONTROL)
         await asyncio.gather(*(control.register.remote(address, [actor]) for address, actor in self._actors.items()))
@@ -360,7 +404,8 @@ class Cluster:
 
     async def _start_machine(self, server: str) -> None:
         await self._start(f"{server}/server")
-        await asyncio.gather(self._start(f"{server}/host"), self._start(f"{server}/shard"))
+        hosts = [self._start(f"{server}/{name}") for name in self.config.host_names()]
+        await asyncio.gather(*hosts, self._start(f"{server}/shard"))
         await self._actors[CONTROL].call.remote("join", encode_plain({"server": server, "weight": 1}))
         await self._actors[f"{server}/server"].call.remote("sync", b"")
         info = await self._start(f"{server}/ingress")
@@ -378,7 +423,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """Stop all roles, the edge first."""
-        for role in ("ingress", "shard", "server", "host", CONTROL):
+        for role in ("ingress", "shard", "server", *self.config.host_names(), CONTROL):
             stopping = [a.stop.remote() for address, a in self._actors.items() if address.endswith(role)]
             await asyncio.wait_for(asyncio.gather(*stopping, return_exceptions=True), 10.0)
 

@@ -31,6 +31,12 @@ def limits_of(manifest: Manifest) -> dict[str, int]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def reuse_of(manifest: Manifest) -> dict[str, int]:
+    """What the manifest says of reuse, under the names of ``actors.worker.Reuse``."""
+    named = {"max_requests": manifest.reuse.max_requests, "idle_s": manifest.reuse.idle_s}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def deploy_examples(
     client: Client, home: Home, *, with_js: bool, with_python: bool, progress: Callable[[str], None]
 ) -> list[str]:
@@ -41,7 +47,7 @@ def deploy_examples(
     if not WORKERS.is_dir():
         raise NoExamples("The example workers are in the repository's workers/ folder; this is an installed package.")
     deployed = []
-    for directory in sorted((WORKERS / "zig").iterdir()):
+    for directory in sorted([*(WORKERS / "zig").iterdir(), *(WORKERS / "c").iterdir()]):
         if (directory / COMPONENT_FILE).exists():
             deployed.append(_deploy(client, directory, directory / COMPONENT_FILE, progress))
     for wanted, directory, needs in (
@@ -72,7 +78,10 @@ def _deploy(client: Client, directory: Path, component: Path, progress: Callable
             last = phase
             progress(f"{manifest.name}: {phase}")
 
-    client.deploy(manifest.name, component, plan=manifest.plan.value, limits=limits_of(manifest), progress=tell)
+    client.deploy(
+        manifest.name, component, plan=manifest.plan.value, limits=limits_of(manifest), reuse=reuse_of(manifest),
+        progress=tell,
+    )  # fmt: skip
     return manifest.name
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import msgspec
 
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
-from actors.link import Answer, LinkAnswer, LinkBroken, Links, read_window
+from actors.hosts import HostAnswer
+from actors.link import Answer, LinkAnswer, LinkBroken, Links, WindowAnswer, read_window
 from actors.stage import is_error, root_attributes, server_timing
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder
@@ -160,15 +161,9 @@ class ClientExchange:
             return
         request = replace(request, body_first=first, body_complete=complete)
         lease = edge.lease(worker)
-        path = edge.server
-        if lease is not None:
-            path = lease.socket
-            request = request.under(lease)
-        self._request = request
         try:
-            answer = await edge.links.exchange(path, request, body)
+            answer = await self._sent(request, body, lease)
         except LinkBroken:
-            edge.drop_lease(worker)
             await self.fail(Ended(Outcome.INTERNAL_ERROR, "this machine's runtime is away"), None)
             return
         watcher = asyncio.create_task(self._watch_client(body, answer)) if complete else None
@@ -178,6 +173,25 @@ class ClientExchange:
             if watcher is not None:
                 watcher.cancel()
             answer.cancel()
+
+    async def _sent(self, request: Request, body: ClientBody, lease: Lease | None) -> WindowAnswer:
+        """Send the request to the host of the lease. When that host is gone, or is lost before the guest started, the
+        Server is asked, as without a lease: it knows what is left. ``LinkBroken`` when the Server is away."""
+        edge = self._edge
+
+        async def by_the_server(asked: Request) -> LinkAnswer:
+            edge.drop_lease(request.worker)
+            self._request = replace(request, lost_with=asked.lost_with)
+            return await edge.links.exchange(edge.server, self._request, body)
+
+        if lease is None:
+            return await by_the_server(request)
+        self._request = request.under(lease)
+        try:
+            answer = await edge.links.exchange(lease.socket, self._request, body)
+        except LinkBroken:
+            return await by_the_server(request)
+        return HostAnswer(answer, self._request, by_the_server)
 
     async def _watch_client(self, body: ClientBody, answer: Answer) -> None:
         """The request is whole, so the next message can only be that the client left: stop the guest, unless the client
@@ -189,7 +203,7 @@ class ClientExchange:
                     answer.cancel()
                 return
 
-    async def _answer(self, answer: LinkAnswer, body: ClientBody, lease: Lease | None) -> None:
+    async def _answer(self, answer: WindowAnswer, body: ClientBody, lease: Lease | None) -> None:
         served = await answer.served()
         if served is None:
             ended = await answer.ended()

@@ -18,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from host_process import HostProcess
+
 from actors.admission import AdmissionLimits
 from actors.control_plane import ControlPlane
-from actors.deployer import Deployer, Stored
+from actors.deployer import Deployer
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Request, RequestHead, Served
 from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Answer, BodySource, Links
@@ -31,6 +33,8 @@ from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits, Plan
+from isolates.artifact import ArtifactStore
+from isolates.artifact import Compiled as Artifact
 from isolates.conversation import BodyLost
 
 ZIG = Path(__file__).resolve().parents[1] / "workers" / "zig"
@@ -190,9 +194,20 @@ class DelayedPeer:
 
 
 class Machine:
-    """One server: its roles, and a driver's links to it."""
+    """One server: its roles, and a driver's links to it.
 
-    def __init__(self, name: str, directory: Path, sockets: Path, peers: LocalPeers, failures: list[BaseException]):
+    Its host is in this process, unless ``processes`` says how many processes of their own it has: those can be killed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        sockets: Path,
+        peers: LocalPeers,
+        failures: list[BaseException],
+        processes: int = 0,
+    ):
         self.name = name
         self.code = directory / name / "code"
         self.server_socket = sockets / f"{name}-server.sock"
@@ -206,9 +221,14 @@ class Machine:
             residency_limits=ResidencyLimits(),
             limits=HostLimits(),
         )
+        self.processes = [
+            HostProcess(name, sockets / f"{name}-host-{i + 1}.sock", self.code, self.server_socket)
+            for i in range(processes)
+        ]
+        host_sockets = [process.socket for process in self.processes] or [self.host_socket]
         self.server = Server(
             name,
-            host_socket=self.host_socket,
+            host_sockets=host_sockets,
             code_directory=self.code,
             links=Links(),
             peers=peers,
@@ -216,7 +236,7 @@ class Machine:
         )
         self.shard = ShardServer(
             name,
-            host_socket=self.host_socket,
+            host_sockets=host_sockets,
             code_directory=self.code,
             links=Links(),
             peers=peers,
@@ -228,12 +248,22 @@ class Machine:
 
     async def start(self) -> None:
         await self.server.start(self.server_socket)
-        self.host.start()
+        if not self.processes:
+            self.host.start()
+        for process in self.processes:
+            await asyncio.to_thread(process.start)
 
     async def stop(self) -> None:
         self.links.close()
         await self.server.stop()
         self.host.stop()
+        for process in self.processes:
+            await asyncio.to_thread(process.kill)
+
+    def process_of(self, version: str) -> "HostProcess":
+        """The process that runs a version, as long as it lives."""
+        socket = self.server._hosts.of(version)
+        return next(process for process in self.processes if str(process.socket) == socket)
 
     async def ask(self, asked: Request, body: BodySource | None = None) -> Got:
         """A request through this machine's Server, as its ingress would send it, read to its end."""
@@ -270,7 +300,7 @@ class Machine:
 class OneProcess:
     """A cluster. ``seed``: a ControlPlane's directory with components that were compiled before (``compiled_zig``)."""
 
-    def __init__(self, directory: Path, servers: int = 2, seed: Path | None = None) -> None:
+    def __init__(self, directory: Path, servers: int = 2, seed: Path | None = None, processes: int = 0) -> None:
         if seed is not None:
             shutil.copytree(seed, directory / "control", copy_function=os.link)
         # A Unix socket's path is short, and a test's own directory has a long name.
@@ -281,7 +311,8 @@ class OneProcess:
         self.control = ControlPlane(directory / "control", peers=self.peers, now_ms=lambda: time.time_ns() // 10**6)
         self.peers.known["control"] = RemotePeer("control", self.control.calls, self.failures)
         self.machines = [
-            Machine(f"server-{i + 1}", directory, self._sockets, self.peers, self.failures) for i in range(servers)
+            Machine(f"server-{i + 1}", directory, self._sockets, self.peers, self.failures, processes)
+            for i in range(servers)
         ]
         self._names = itertools.count(1)
         #: The time limit of the test, for whoever moves the clock.
@@ -386,7 +417,15 @@ class Compiled:
     """The example workers, compiled: a directory that seeds a ControlPlane, and each worker's artifact."""
 
     directory: Path
-    workers: dict[str, Stored]
+    store: ArtifactStore
+    workers: dict[str, Artifact]
+
+    def install(self, store: ArtifactStore) -> None:
+        """Put all of them into another store."""
+        for compiled in self.workers.values():
+            for piece in store.missing(compiled.pieces):
+                store.install_piece(piece, self.store.piece_path(piece.source_digest).read_bytes())
+            store.install(compiled)
 
 
 async def compiled_zig(directory: Path) -> Compiled:
@@ -395,6 +434,6 @@ async def compiled_zig(directory: Path) -> Compiled:
     stored = {}
     for path in sorted(ZIG.glob("*/worker.wasm")):
         one = await deployer.store(path.read_bytes(), Limits.for_plan(Plan.PAID), lambda phase: None)
-        assert isinstance(one, Stored), one
+        assert isinstance(one, Artifact), one
         stored[path.parent.name] = one
-    return Compiled(directory, stored)
+    return Compiled(directory, deployer.store_of_artifacts, stored)

@@ -98,3 +98,38 @@ def test_a_body_that_breaks_off_is_not_a_short_body(pair: tuple[LinkSocket, sock
     talk.wait(5.0, for_body=True)
     with pytest.raises(BodyLost):
         talk.read_body(64)
+
+
+def test_one_wait_is_for_the_link_and_for_others(pair: tuple[LinkSocket, socket.socket]) -> None:
+    link, peer = pair
+    talk = conversation(link, Request("id", "w", REQUEST.head, "", body_first=b"", body_complete=False))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        talk.wait(5.0, for_body=False, writable=[ours.fileno()])
+        theirs.send(b"x")
+        for for_body in (False, True):
+            talk.wait(5.0, for_body=for_body, readable=[ours.fileno()])
+        assert frames(peer) == [Frame.PULL]
+        peer.sendall(frame(Frame.BODY, b"late")[:7])
+        ours.recv(1)
+        assert talk.read_body(64) == b"", "a piece of a frame is no body yet"
+        peer.sendall(frame(Frame.BODY, b"late")[7:])
+        talk.wait(5.0, for_body=True, readable=[ours.fileno()])
+        assert talk.read_body(64) == b"late"
+        peer.close()
+        with pytest.raises(ConversationLost):
+            talk.wait(5.0, for_body=False, readable=[ours.fileno()])
+
+
+def test_after_a_whole_answer_others_are_still_waited_for(pair: tuple[LinkSocket, socket.socket]) -> None:
+    link, peer = pair
+    talk = conversation(link)
+    talk.send_head(ResponseHead(200))
+    talk.finish((("checksum", b"1"),))
+    peer.close()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+        talk.wait(5.0, for_body=False, readable=[ours.fileno()])
+    assert talk.trailers() is None
+    talk.inform(ResponseHead(103))

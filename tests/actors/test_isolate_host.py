@@ -19,6 +19,7 @@ from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Frame, LinkAnswer, LinkBroken, Links, frame
 from actors.residency import ResidencyLimits
 from actors.wire import ENDED, REQUEST
+from actors.worker import Reuse
 from isolates.artifact import ArtifactStore
 from isolates.outcome import Outcome
 from tracing.trace import Attr, SpanName
@@ -41,7 +42,7 @@ class Asked:
         self, worker: str, path: str = "/", method: str = "GET", version: str = "", **fields: object
     ) -> Request:
         """A request as a Server makes it: with version and code. Limits are plenty unless the test is about them."""
-        digest = self.compiled.workers[worker].compiled.component_digest if worker in self.compiled.workers else worker
+        digest = self.compiled.workers[worker].component_digest if worker in self.compiled.workers else worker
         limits = {"cpu_ms": 10_000, "wall_ms": 10_000, **fields.pop("limits", {})}  # type: ignore[dict-item]
         return request(
             worker, path, method, version=version or f"v-{worker}", component_digest=digest, limits=limits, **fields
@@ -72,9 +73,7 @@ def make(zig: Compiled, tmp_path: Path) -> Iterator[Make]:
 
     def one(residency: ResidencyLimits | None = None, limits: HostLimits | None = None) -> Asked:
         store = ArtifactStore(tmp_path / "code")
-        for stored in zig.workers.values():
-            about = stored.compiled
-            store.install(about.component_digest, stored.artifact_path.read_bytes(), about.artifact_digest)
+        zig.install(store)
         notices: list[str] = []
         host = IsolateHost(
             "host",
@@ -313,6 +312,7 @@ def test_a_late_piece_of_a_body_does_not_meet_the_next_request(make: Make) -> No
 
     impatient = there.request("echo", "/?digest", "POST", body_complete=False, limits={"wall_ms": 100})
     link.send(frame(Frame.REQUEST, REQUEST.encode(impatient)))
+    assert link.receive(10.0) == (Frame.STARTED, b"")
     assert link.receive(10.0) == (Frame.PULL, (65_536).to_bytes(4))
     assert ended().outcome is Outcome.EXCEEDED_WALL_TIME
     link.send(frame(Frame.BODY, b"late"))
@@ -366,6 +366,65 @@ def test_a_version_that_is_dropped_leaves_and_comes_back_cold(make: Make) -> Non
         assert got.served is not None
         assert got.served.start_type == "cold"
         assert there.host.statistics()["cold_starts"] == {"first-ever": 1, "deploy": 1}
+
+    play(scenario())
+
+
+def test_each_request_of_a_single_shot_version_meets_a_fresh_isolate(make: Make) -> None:
+    """``trap`` counts its requests: whoever is not the first in its isolate would see another number."""
+
+    async def scenario() -> None:
+        there, once = make(), Reuse(single_shot=True)
+        types = []
+        for number in range(6):
+            got = await there.ask("trap", "/?ok", reuse=once)
+            assert got.body == b"ok 1\n"
+            assert got.served is not None
+            types.append(got.served.start_type)
+            await there.statistic("spares", 1)
+            await there.statistic("used_up", number + 1)
+        assert types == ["cold"] + ["preload"] * 5
+        seen = there.host.statistics()
+        assert (seen["isolates"], seen["cold_starts"]) == (1, {"first-ever": 1})
+        assert seen["starts"] == {"cold": 1, "preload": 6}
+        assert "cold v-trap" not in there.notices  # there was always one for the next request
+
+    play(scenario())
+
+
+def test_a_crowd_at_a_single_shot_version_shares_nothing(make: Make) -> None:
+    async def scenario() -> None:
+        there, once = make(), Reuse(max_requests=1)
+        for _ in range(3):
+            answers = await asyncio.gather(*(there.ask("trap", "/?ok", reuse=once) for _ in range(12)))
+            assert {got.body for got in answers} == {b"ok 1\n"}
+        await there.statistic("used_up", 36)
+        await there.statistic("running", 0)
+        spares = there.host.statistics()["spares"]
+        assert isinstance(spares, int)
+        assert 1 <= spares <= ResidencyLimits().spares_per_version_max
+
+    play(scenario())
+
+
+def test_an_isolate_ends_after_as_many_requests_as_it_may_serve(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        bodies = [(await there.ask("trap", "/?ok", reuse=Reuse(max_requests=2))).body for _ in range(5)]
+        assert bodies == [b"ok 1\n", b"ok 2\n", b"ok 1\n", b"ok 2\n", b"ok 1\n"]
+        await there.statistic("cold_starts", {"first-ever": 1, "condemned": 2})
+
+    play(scenario())
+
+
+def test_an_isolate_that_nobody_uses_is_let_go(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(limits=HostLimits(pressure_every_s=0.01))
+        await there.ask("hello", reuse=Reuse(idle_s=1))
+        await there.ask("echo")
+        await there.statistic("expired", 1)
+        assert there.host.statistics()["warm_versions"] == ["v-echo"]
+        assert there.notices[-1] == "cold v-hello"
 
     play(scenario())
 

@@ -178,7 +178,7 @@ def test_a_busy_report_grows_old(play: Callable[..., None]) -> None:
     async def scenario(cluster: OneProcess) -> None:
         worker = await cluster.deploy_at(2, "hello")
         shard = cluster[2].shard
-        shard._note_load(Load(queued=3, queue_ms=900.0))
+        shard._note_load(str(cluster[2].host_socket), Load(queued=3, queue_ms=900.0))
         got = await cluster[1].ask(request(worker))
         assert got.served is not None
         assert got.served.refused == "queue"
@@ -332,14 +332,15 @@ def test_a_client_that_leaves_while_its_home_connects(play: Callable[..., None])
         worker = await cluster.deploy_at(2, "stream")
         shard = cluster[2].shard
         connecting, go = asyncio.Event(), asyncio.Event()
-        exchange = shard._links.exchange
+        links = shard._hosts._links
+        exchange = links.exchange
 
         async def slow_exchange(*arguments: object) -> object:
             connecting.set()
             await go.wait()
             return await exchange(*arguments)  # type: ignore[arg-type]
 
-        shard._links.exchange = slow_exchange  # type: ignore[method-assign,assignment]
+        links.exchange = slow_exchange  # type: ignore[method-assign,assignment]
         answer = await cluster[1].begin(request(worker, "/?chunks=10000&interval_ms=10"))
         await connecting.wait()
         answer.cancel()

@@ -60,7 +60,7 @@ def test_an_abort_in_the_moment_of_the_head_leaves_nothing_lent(tmp_path: Path) 
         answer = AbortedAsItAnswers()
         shard = ShardServer(
             "server-2",
-            host_socket=tmp_path / "host.sock",
+            host_sockets=[tmp_path / "host.sock"],
             code_directory=tmp_path,
             links=LinksTo(answer),  # type: ignore[arg-type]
             peers=LocalPeers(),

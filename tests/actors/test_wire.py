@@ -23,6 +23,7 @@ from actors.exchange import (
     Served,
 )
 from actors.wire import Codec, Undecodable, decode_verdict, encode_verdict
+from actors.worker import Reuse
 from isolates.outcome import Outcome
 
 TEXT = st.text(max_size=20)
@@ -32,11 +33,12 @@ HEADERS = st.lists(st.tuples(TEXT, st.binary(max_size=20)), max_size=4).map(tupl
 LIMITS = st.dictionaries(TEXT, st.none() | COUNT, max_size=4)
 CAPABILITIES = st.builds(Capability, TEXT, COUNT)
 LOADS = st.builds(Load, COUNT, COUNT, MS, COUNT, COUNT)
-LEASES = st.builds(Lease, TEXT, TEXT, TEXT, TEXT, LIMITS, TEXT, TEXT)
+REUSES = st.builds(Reuse, st.none() | st.integers(1, 1_000_000), st.none() | st.integers(1, 86_400), st.booleans())
+LEASES = st.builds(Lease, TEXT, TEXT, TEXT, TEXT, LIMITS, TEXT, TEXT, REUSES)
 HEADS = st.builds(RequestHead, TEXT, TEXT, TEXT, TEXT, HEADERS)
 REQUESTS = st.builds(
     Request, TEXT, TEXT, HEADS, TEXT, TEXT, TEXT, TEXT, LIMITS, st.binary(max_size=100), st.booleans(), COUNT, TEXT,
-    st.none() | CAPABILITIES,
+    st.none() | CAPABILITIES, REUSES,
 )  # fmt: skip
 SERVED = st.builds(
     Served, st.integers(100, 599), HEADERS, TEXT, TEXT, MS, MS, TEXT, st.booleans(), TEXT, st.none() | LEASES

@@ -11,6 +11,7 @@ from actors.worker import (
     Deployment,
     Limits,
     Plan,
+    Reuse,
     Share,
     Version,
     is_worker_name,
@@ -117,8 +118,49 @@ def test_version_and_deployment_survive_json() -> None:
     assert Deployment.from_plain(json.loads(json.dumps(deployment.to_plain()))) == deployment
 
 
+def test_a_version_of_schema_1_had_no_reuse() -> None:
+    plain: dict[str, object] = {**a_version().to_plain(), "schema": 1}
+    with pytest.raises(ValueError, match="reuse"):
+        Version.from_plain(plain)
+    del plain["reuse"]
+    plain["limits"] = {**FREE.to_plain(), "schema": 1}
+    old = Version.from_plain(plain)
+    assert old == a_version()
+    assert (old.reuse.requests_max, old.reuse.idle_s, old.reuse.reason) == (None, None, "")
+
+
+def test_reuse_survives_json_in_its_version() -> None:
+    for reuse in (Reuse(max_requests=1, idle_s=60), Reuse(single_shot=True)):
+        version = replace(a_version(), reuse=reuse)
+        assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"max_requests": 0}, "reuse.max_requests"),
+        ({"max_requests": True}, "reuse.max_requests"),
+        ({"max_requests": "1"}, "reuse.max_requests"),
+        ({"idle_s": 86_401}, "reuse.idle_s"),
+        ({"idle_s": 1.5}, "reuse.idle_s"),
+        ({"single_shot": True}, "reuse.single_shot"),
+        ({"max_request": 1}, "reuse.max_request"),
+    ],
+)
+def test_a_wrong_wish_for_reuse_is_refused_by_name(asked: dict[str, object], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        Reuse.from_manifest(asked)
+
+
+def test_why_isolates_are_let_go_early() -> None:
+    asked = Reuse.from_manifest({"max_requests": 3, "idle_s": 60})
+    assert (asked.requests_max, asked.idle_s, asked.reason) == (3, 60, "manifest")
+    found_out = replace(asked, single_shot=True)
+    assert (found_out.requests_max, found_out.reason) == (1, "single-shot")
+
+
 @pytest.mark.parametrize("kind", [Limits, Version, Deployment])
-@pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.0])
+@pytest.mark.parametrize("schema", [0, 3, "1", None, True, 1.0])
 def test_an_unknown_schema_is_refused(kind: type[Limits | Version | Deployment], schema: object) -> None:
     with pytest.raises(ValueError, match=r"^schema:"):
         kind.from_plain({"schema": schema})

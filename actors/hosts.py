@@ -1,0 +1,202 @@
+"""The host processes of one machine: which are there, and answers that survive the loss of one of them.
+
+A host is gone when nobody listens at its socket; it is not chosen again. A link that breaks is not yet that: the host
+may have had too many connections. The request of that link goes elsewhere at once, and the host is looked at on the
+side. A process that dies closes its sockets in no order, so for a moment it may still take a connection, which then
+breaks too: only one that stays says that the host is there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from actors.exchange import Ended, Outcome, Request, Served
+from actors.host_choice import by_preference, may_run_again
+from actors.link import Answer, BodySource, Frame, LinkAnswer, LinkBroken, Links, NobodyListens
+
+_log = logging.getLogger("everwarm.hosts")
+
+#: How long a connection must stay for its host to be there. A process that dies is through in a few milliseconds.
+_STAYS_S = 0.1
+#: Connections that break before one gives up to find out, and leaves it to the next request.
+_LOOKS_MAX = 100
+
+#: Gives a request whose host was lost to somebody else; ``LinkBroken`` when there is nobody.
+Again = Callable[[Request], Awaitable[Answer]]
+
+
+class NoHost(LinkBroken):
+    """No host of this machine is left that could run the request."""
+
+
+class HostAnswer:
+    """An answer from a host. Until its head is here, the loss of the host may lead to another one's answer."""
+
+    def __init__(self, answer: LinkAnswer, request: Request, again: Again) -> None:
+        self._answer: Answer = answer
+        self._request = request
+        self._again = again
+        self._cancelled = False
+        #: The host was lost, nothing was done, and there was nobody else to give the request to.
+        self.handed_back = False
+
+    async def served(self) -> Served | None:
+        while True:
+            answer = self._answer
+            served = await answer.served()
+            if served is not None or not isinstance(answer, LinkAnswer) or not answer.lost or self._cancelled:
+                return served
+            self._request = replace(self._request, lost_with=(*self._request.lost_with, answer.path))
+            if not may_run_again(
+                self._request.head.method,
+                started=answer.started or answer.pulled,
+                body_intact=not answer.pulled,
+                hosts_lost=len(self._request.lost_with),
+            ):
+                return None
+            try:
+                self._answer = await self._again(self._request)
+            except LinkBroken as nobody:
+                _log.error("request %s was lost with its host: %s", self._request.request_id, nobody)
+                self.handed_back = True
+                return None
+            if self._cancelled:
+                self._answer.cancel()
+
+    async def read(self) -> bytes | None:
+        return await self._answer.read()
+
+    @property
+    def whole(self) -> bool:
+        return self._answer.whole
+
+    async def ended(self) -> Ended:
+        ended = await self._answer.ended()
+        if isinstance(self._answer, LinkAnswer) and self._answer.lost:
+            return Ended(Outcome.HOME_LOST, "the process that ran it went away")
+        return ended
+
+    def ready(self) -> bool:
+        """Whether something has arrived, so that the next read does not wait."""
+        return isinstance(self._answer, LinkAnswer) and self._answer.ready()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last word has been read."""
+        return isinstance(self._answer, LinkAnswer) and self._answer.is_over
+
+    @property
+    def path(self) -> str:
+        """The socket that it comes from; empty when it comes from another machine."""
+        return self._answer.path if isinstance(self._answer, LinkAnswer) else ""
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._answer.cancel()
+
+
+class Hosts:
+    """The hosts of one machine as one role sees them. ``on_lost`` hears of each that is gone, once, by its socket."""
+
+    def __init__(
+        self, sockets: Sequence[Path], links: Links, on_lost: Callable[[str], None] = lambda socket: None
+    ) -> None:
+        self._alive = tuple(str(socket) for socket in sockets)
+        self._links = links
+        self._on_lost = on_lost
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self.lost = 0
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """The sockets of the hosts that are not known to be gone."""
+        return self._alive
+
+    def of(self, version: str) -> str | None:
+        """The socket of the host that runs a version; None when no host is left."""
+        return next(iter(by_preference(version, self._alive)), None)
+
+    async def run(self, request: Request, body: BodySource, elsewhere: Again | None = None) -> HostAnswer:
+        """Give a request to the host of its version.
+
+        ``NoHost`` when none is left, another ``LinkBroken`` when the host takes no more connections. ``elsewhere`` is
+        called when all hosts were lost after this and before the guest started.
+        """
+
+        async def again(lost: Request) -> Answer:
+            self._look_at(lost.lost_with[-1])
+            try:
+                return await self._exchange(lost, body)
+            except NoHost:
+                if elsewhere is None:
+                    raise
+                return await elsewhere(lost)
+
+        for path in request.lost_with:
+            self._look_at(path)
+        return HostAnswer(await self._exchange(request, body), request, again)
+
+    async def _exchange(self, request: Request, body: BodySource) -> LinkAnswer:
+        for path in by_preference(request.version, self._alive):
+            if path in request.lost_with:
+                continue
+            try:
+                return await self._links.exchange(path, request, body)
+            except NobodyListens:
+                self._gone(path)
+        raise NoHost("no host is left on this machine")
+
+    def _look_at(self, path: str) -> None:
+        """Find out, on the side, whether a host is still there."""
+        if path in self._alive and path not in self._looking:
+            task = self._looking[path] = asyncio.create_task(self._look(path))
+            task.add_done_callback(lambda _: self._looking.pop(path, None))
+
+    async def _look(self, path: str) -> None:
+        for _ in range(_LOOKS_MAX):
+            try:
+                if await self._links.stays(path, _STAYS_S):
+                    _log.info("%s broke a link and is there", path)
+                    return
+            except NobodyListens:
+                self._gone(path)
+                return
+            except LinkBroken as busy:
+                _log.info("%s broke a link and is busy: %s", path, busy)
+                return
+
+    async def tell(self, version: str, kind: Frame, payload: bytes) -> None:
+        """Send a frame without a reply to the host of a version. ``LinkBroken`` when it does not arrive."""
+        path = self.of(version)
+        if path is None:
+            raise NoHost("no host is left on this machine")
+        await self._tell(path, kind, payload)
+
+    async def tell_all(self, kind: Frame, payload: bytes) -> None:
+        """Send a frame without a reply to all hosts; those that are away do not get it."""
+        for path in self._alive:
+            try:
+                await self._tell(path, kind, payload)
+            except LinkBroken as away:
+                _log.info("%s was not told: %s", path, away)
+
+    async def _tell(self, path: str, kind: Frame, payload: bytes) -> None:
+        try:
+            await self._links.tell(path, kind, payload)
+        except NobodyListens:
+            self._gone(path)
+            raise
+
+    async def open_ahead(self) -> None:
+        """Have a connection to each host before the first request. One that does not listen yet is not gone."""
+        for path in self._alive:
+            await self._links.open_ahead(path)
+
+    def _gone(self, path: str) -> None:
+        if path in self._alive:
+            _log.error("the host at %s is gone", path)
+            self._alive = tuple(other for other in self._alive if other != path)
+            self.lost += 1
+            self._on_lost(path)

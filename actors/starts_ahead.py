@@ -1,0 +1,72 @@
+"""Isolates that are started ahead of their requests: a queue, and the few threads that work it off.
+
+Residency has decided before anything is queued here, and counts what is queued as warming: a request for it waits and
+starts nothing of its own. So nothing may be lost on the way. Prewarms are asked for room first (``has_room``); spares
+have a bound of their own in residency, and always find a place.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from actors.decision import Start
+from actors.exchange import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What it takes to start an isolate of a version."""
+
+    version: str
+    component_digest: str
+    limits: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, request: Request) -> "Recipe":
+        """The recipe of the version that a request is for."""
+        return cls(request.version, request.component_digest, request.limits)
+
+
+class StartsAhead:
+    """Starts isolates on threads of its own, in the order in which they were decided."""
+
+    def __init__(self, start: Callable[[Start, Recipe], None], *, threads: int, prewarms_max: int) -> None:
+        self._start = start
+        self._threads = threads
+        self._prewarms_max = prewarms_max
+        self._queue: deque[tuple[Start, Recipe]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+
+    def begin(self) -> None:
+        """Start the threads."""
+        for i in range(self._threads):
+            threading.Thread(target=self._work, name=f"ahead-{i}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the threads end; what is still queued is not started."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more prewarm may be asked for: a favour that waits for too long is none."""
+        return len(self._queue) < self._prewarms_max
+
+    def put(self, start: Start, recipe: Recipe) -> None:
+        """Have an isolate started. Returns at once."""
+        with self._changed:
+            self._queue.append((start, recipe))
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._stopping:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                start, recipe = self._queue.popleft()
+            self._start(start, recipe)
