@@ -17,7 +17,6 @@ prints one JSON object a line: ``{"progress": "..."}`` any number of times, then
 import json
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +32,8 @@ from isolates.component_binary import Root
 from isolates.engine import Sandbox, cause_of, sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
+from isolates.outcome import Outcome
+from isolates.rehearsal import REHEARSALS, Rehearsal, is_marked
 from isolates.single_shot import is_single_shot
 from isolates.snapshot import Snapshot
 from isolates.split import Split, split
@@ -41,7 +42,9 @@ from isolates.wasm_binary import NotUnderstood
 Progress = Callable[[str], None]
 
 #: Start-up that takes less than this is not worth another program.
-SNAPSHOT_CPU_MS_MIN = 2.0
+SNAPSHOT_CPU_MS_MIN = 5.0
+#: What one rehearsed request may take: an engine's first requests, on a machine that compiles beside it.
+_REHEARSAL_CPU_MS = 2_000.0
 #: What says that a component is at fault, whatever its shape: compiling it in another one would not help.
 _FINAL = frozenset({"wasi03", "unknownImport", "missingExport"})
 
@@ -55,71 +58,171 @@ def prepared(component: bytes) -> tuple[Split | None, bool]:
     try:
         root = Root.parse(component)
         single_shot = is_single_shot(root)
-        bulk_bytes.rewrite(root)
-        memory_probe.add(root)
+        _rewrite(root)
         return split(root), single_shot
-    except (NotUnderstood, LookupError, ValueError, RecursionError):
+    except _NOT_OURS:
         # Not an error of the component: it is made in a way that this host does not take apart.
         return None, single_shot
+
+
+def rewritten(component: bytes) -> Split | None:
+    """The component with bytes in bulk and its memory measurable, in one piece. None: as it came."""
+    try:
+        root = Root.parse(component)
+        _rewrite(root)
+        return Split(root.encode(), ())
+    except _NOT_OURS:
+        return None
+
+
+def _rewrite(root: Root) -> None:
+    bulk_bytes.rewrite(root)
+    memory_probe.add(root)
+
+
+#: What taking apart a component that is made in another way, or is none, can raise.
+_NOT_OURS = (NotUnderstood, LookupError, ValueError, RecursionError)
 
 
 def compile_and_start(
     component: bytes, store: ArtifactStore, limits: IsolateLimits, progress: Progress = lambda phase: None
 ) -> Compiled | Rejected:
     """Compile ``component`` into ``store``, check it, and start it once under the limits' startup CPU."""
-    box = sandbox()
-    shape, single_shot = prepared(component)
-    result: Compiled | Rejected | None = None
-    for tried in [*([shape] if shape is not None else []), Split(component, ())]:
-        result = _compile(box, component, tried, store, limits, progress)
-        if isinstance(result, Compiled) or result.code in _FINAL:
-            break
-    assert result is not None
-    if isinstance(result, Rejected):
-        return result
-    if result.startup_cpu_ms >= SNAPSHOT_CPU_MS_MIN:
-        progress("keeping what start-up leaves")
-        result = _from_snapshot(box, component, result, store, limits, progress)
-    result = replace(result, single_shot=single_shot)
-    store.install(result)
+    job = _Job(sandbox(), component, store, limits, progress)
+    result: Compiled | Rejected = (job.rehearsed() if is_marked(component) else None) or job.result()
+    if isinstance(result, Compiled):
+        store.install(result)
     return result
 
 
-def _from_snapshot(
-    box: Sandbox, component: bytes, started: Compiled, store: ArtifactStore, limits: IsolateLimits, progress: Progress
-) -> Compiled:
-    """The component compiled once more with its start-up done, if that can be had; else what there is."""
-    done = with_snapshot(box, component, limits)
-    shape, _ = prepared(done) if done is not None else (None, False)
-    if shape is None:
-        return started
-    result = _compile(box, component, shape, store, limits, progress)
-    if isinstance(result, Rejected) or result.startup_cpu_ms >= started.startup_cpu_ms:
-        return started
-    return replace(result, snapshot_saves_ms=started.startup_cpu_ms - result.startup_cpu_ms)
+class _Job:
+    """One component on its way."""
 
+    def __init__(
+        self, box: Sandbox, component: bytes, store: ArtifactStore, limits: IsolateLimits, progress: Progress
+    ) -> None:
+        self._box = box
+        self._component = component
+        self._store = store
+        self._limits = limits
+        self._progress = progress
+        self._shape, self._single_shot = prepared(component)
 
-def with_snapshot(box: Sandbox, component: bytes, limits: IsolateLimits) -> bytes | None:
-    """The component with its start-up done, where that is the same program and worth it. None: leave it as it is."""
-    try:
-        snapshot = Snapshot(component)
-        instrumented = snapshot.instrumented()
-        with tempfile.NamedTemporaryFile(suffix=".cwasm") as file:
-            file.write(Component(box.engine, instrumented).serialize())
-            file.flush()
-            isolate = Isolate.start(
-                box, Mapped(box, Path(file.name), digest_of(component)), limits, secrets.token_bytes
-            )
-        if isinstance(isolate, StartFailed):
-            return None
+    def result(self) -> Compiled | Rejected:
+        """The component in the best shape that it runs in."""
+        result: Compiled | Rejected | None = None
+        whole = rewritten(self._component) if self._shape is None or self._shape.parts else None
+        for shape in (self._shape, whole, Split(self._component, ())):
+            if shape is None:
+                continue
+            result = self._compile(shape)
+            if isinstance(result, Compiled) or result.code in _FINAL:
+                break
+        assert result is not None
+        if isinstance(result, Rejected):
+            return result
+        if result.startup_cpu_ms >= SNAPSHOT_CPU_MS_MIN:
+            self._progress("keeping what start-up leaves")
+            result = self._from_snapshot(result)
+        return replace(result, single_shot=self._single_shot)
+
+    def _from_snapshot(self, started: Compiled) -> Compiled:
+        """The component compiled once more with its start-up done, if that can be had; else what there is."""
+        shape = self._after(lambda isolate: True, vouched=False)
+        result = self._compile(shape) if shape is not None else None
+        if not isinstance(result, Compiled) or result.startup_cpu_ms >= started.startup_cpu_ms:
+            return started
+        return replace(result, snapshot_saves_ms=started.startup_cpu_ms - result.startup_cpu_ms)
+
+    def rehearsed(self) -> Compiled | None:
+        """The component as it is after a few requests that its own glue answers. None: it has to run as it came."""
+        shape = self._after(self._rehearse, vouched=True)
+        result = self._compile(shape) if shape is not None else None
+        return result if isinstance(result, Compiled) else None
+
+    def _rehearse(self, isolate: Isolate) -> bool:
+        """Whether all rehearsed requests were answered."""
+        self._progress("rehearsing")
+        for path, body in REHEARSALS:
+            rehearsal = Rehearsal(path, body)
+            finished = isolate.run(rehearsal)
+            if finished.outcome is not Outcome.OK or not rehearsal.finished or finished.logs:
+                return False
+        return True
+
+    def _after(self, life: Callable[[Isolate], bool], *, vouched: bool) -> Split | None:
+        """The component as it is after a start and ``life``, prepared; None where that can not be had.
+
+        Of a component that nobody vouches for, that is when its start-up asked the host for something: another start
+        might be told something else.
+        """
         try:
-            if isolate.guest.host_calls or isolate.guest.resources:
-                return None  # it asked the host for something: another start might be told something else
-            return snapshot.applied(snapshot.read(_Shown(isolate)))
-        finally:
-            isolate.close()
-    except (NotUnderstood, LookupError, ValueError, RecursionError, WasmtimeError, GuestTrap):
-        return None
+            snapshot = Snapshot(self._component, vouched=vouched)
+            instrumented, _ = prepared(snapshot.instrumented())
+            if instrumented is None:
+                return None
+            _, mapped = self._mapped(instrumented)
+            limits = replace(self._limits, cpu_ms=_REHEARSAL_CPU_MS)
+            isolate = Isolate.start(self._box, mapped, limits, secrets.token_bytes)
+            if isinstance(isolate, StartFailed):
+                return None
+            try:
+                if (not vouched and isolate.guest.host_calls) or not life(isolate) or isolate.guest.resources:
+                    return None
+                return prepared(snapshot.applied(snapshot.read(_Shown(isolate))))[0]
+            finally:
+                isolate.close()
+        except (*_NOT_OURS, WasmtimeError, GuestTrap, _Unacceptable):
+            return None
+
+    def _compile(self, shape: Split) -> Compiled | Rejected:
+        """Compile and start the component in one shape."""
+        try:
+            pieces, mapped = self._mapped(shape)
+        except WasmtimeError as broken:
+            cause = cause_of(str(broken)).removesuffix(".")
+            return Rejected("invalid", f"The component does not compile: {cause}.", "Check it: wasm-tools validate.")
+        except _Unacceptable as unacceptable:
+            return unacceptable.rejected
+        self._progress("starting")
+        started = Isolate.start(self._box, mapped, self._limits, secrets.token_bytes)
+        if isinstance(started, StartFailed):
+            return Rejected("startFailed", f"The component does not start: {started.reason}", started.advice)
+        started.close()
+        imports = set(mapped.component.type.imports(self._box.engine)) - {part.name for part in shape.parts}
+        return Compiled(
+            digest_of(self._component), len(self._component), tuple(pieces), tuple(sorted(imports)),
+            started.start_cpu_ms, started.start_wall_ms, prepared=shape.skeleton != self._component,
+        )  # fmt: skip
+
+    def _mapped(self, shape: Split) -> tuple[list[Piece], Mapped]:
+        """The pieces of a shape, compiled unless the store has them, and mapped. Checked before it can be started."""
+        binaries = [(shape.skeleton, False), *((part.binary, part.shared) for part in shape.parts)]
+        pieces: list[Piece] = []
+        for i, (binary, shared) in enumerate(binaries):
+            piece = self._store.kept(digest_of(binary), shared=shared)
+            if piece is None:
+                self._progress(f"compiling {i + 1} of {len(binaries)}, {len(binary):,} bytes")
+                artifact = bytes((Module if i else Component)(self._box.engine, binary).serialize())
+                piece = Piece(digest_of(binary), digest_of(artifact), len(artifact), shared)
+                self._store.install_piece(piece, artifact)
+            pieces.append(piece)
+        skeleton, *modules = (self._store.piece_path(piece.source_digest) for piece in pieces)
+        checked = Component.deserialize_file(self._box.engine, str(skeleton))
+        rejected = rejected_by_type(self._box, checked, {part.name for part in shape.parts})
+        if rejected is not None:
+            raise _Unacceptable(rejected)
+        deserialized = [Module.deserialize_file(self._box.engine, str(path)) for path in modules]
+        is_prepared = shape.skeleton != self._component
+        return pieces, Mapped(self._box, skeleton, digest_of(self._component), deserialized, prepared=is_prepared)
+
+
+class _Unacceptable(Exception):
+    """A component that may not be started, whatever its shape."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(str(rejected))
+        self.rejected = rejected
 
 
 class _Shown:
@@ -135,45 +238,6 @@ class _Shown:
     def piece(self, export: str, at: int, size: int) -> bytes:
         data: bytes = self._isolate.ask(export, [("u32", at), ("u32", size)], "latin1")
         return data
-
-
-def _compile(
-    box: Sandbox, component: bytes, shape: Split, store: ArtifactStore, limits: IsolateLimits, progress: Progress
-) -> Compiled | Rejected:
-    binaries = [(shape.skeleton, False), *((part.binary, part.shared) for part in shape.parts)]
-    pieces: list[Piece] = []
-    try:
-        for i, (binary, shared) in enumerate(binaries):
-            kind = Module if i else Component
-            piece = store.kept(digest_of(binary), shared=shared)
-            if piece is None:
-                progress(f"compiling {i + 1} of {len(binaries)}, {len(binary):,} bytes")
-                artifact = bytes(kind(box.engine, binary).serialize())
-                piece = Piece(digest_of(binary), digest_of(artifact), len(artifact), shared)
-                store.install_piece(piece, artifact)
-            pieces.append(piece)
-    except WasmtimeError as broken:
-        cause = cause_of(str(broken)).removesuffix(".")
-        return Rejected("invalid", f"The component does not compile: {cause}.", "Check it: wasm-tools validate.")
-    skeleton, *modules = (store.piece_path(piece.source_digest) for piece in pieces)
-    parts = {part.name for part in shape.parts}
-    checked = Component.deserialize_file(box.engine, str(skeleton))
-    rejected = rejected_by_type(box, checked, parts)
-    if rejected is not None:
-        return rejected
-    progress("starting")
-    deserialized = [Module.deserialize_file(box.engine, str(path)) for path in modules]
-    is_prepared = shape.skeleton != component
-    mapped = Mapped(box, skeleton, digest_of(component), deserialized, prepared=is_prepared)
-    started = Isolate.start(box, mapped, limits, secrets.token_bytes)
-    if isinstance(started, StartFailed):
-        return Rejected("startFailed", f"The component does not start: {started.reason}", started.advice)
-    started.close()
-    imports = tuple(sorted(set(checked.type.imports(box.engine)) - parts))
-    return Compiled(
-        digest_of(component), len(component), tuple(pieces), imports, started.start_cpu_ms, started.start_wall_ms,
-        prepared=is_prepared,
-    )  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

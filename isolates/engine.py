@@ -29,7 +29,15 @@ from isolates.watchdog import Watchdogs
 TICK_S = 0.001
 
 #: Everything that changes compiled code. Part of the fingerprint, so a change makes new artifacts.
-_SETTINGS = {"opt_level": "speed", "epochs": True, "threads": False, "concurrency": False, "stack_bytes": 512 * 1024}
+#: ``shape`` is what ``compiler.prepared`` makes of a component: pieces of another shape may lack what this host calls.
+_SETTINGS = {
+    "shape": 1,
+    "opt_level": "speed",
+    "epochs": True,
+    "threads": False,
+    "concurrency": False,
+    "stack_bytes": 512 * 1024,
+}
 
 
 _FRAME = re.compile(r"\d+:\s+0x")

@@ -191,11 +191,15 @@ class Isolate:
     ) -> "Isolate | StartFailed":
         """Instantiate ``mapped`` under the startup limits. The caller's thread does the work."""
         isolate = cls(box, mapped, limits, entropy)
-        failed = isolate._instantiate()
-        if failed is not None:
-            isolate.close()
-            return failed
-        return isolate
+        failed: StartFailed | None = None
+        started = False
+        try:
+            failed = isolate._instantiate()
+            started = failed is None
+        finally:
+            if not started:
+                isolate.close()
+        return failed or isolate
 
     def _instantiate(self) -> StartFailed | None:
         guest, instance = self.guest, self._instance

@@ -5,8 +5,8 @@ imports its core modules by position, and those are other modules for every vers
 linker for all who use it from then on. So there are a few linkers, each used by one start at a time; a start takes the
 one that has its version's parts already, or binds them over those of another, which costs a microsecond a part.
 
-Linkers are built when they are first needed and kept for the life of the process, as are the callbacks, to which the C
-side keeps pointers.
+All but the first are built when they are needed, and kept for the life of the process, as are the callbacks, to
+which the C side keeps pointers.
 """
 
 import ctypes
@@ -56,8 +56,9 @@ class Linkers:
         self._world = world
         self._plain = self._build()
         self._lock = threading.Condition()
-        self._idle: list[tuple[int, Sequence[BoundPart]]] = []
-        self._built = 0
+        # The first is built here: the start that finds none pays for it, and a deploy measures the first start.
+        self._idle: list[tuple[int, Sequence[BoundPart]]] = [(self._build(), ())]
+        self._built = 1
         #: What was ever bound in a linker: a name can be bound to something else, but not be taken back.
         self._names: dict[int, set[bytes]] = {}
 

@@ -7,7 +7,8 @@ one more export: a function of one instruction, ``memory.size``, on the memory t
 from wasmtime import wat2wasm
 
 from isolates import component_binary as binary
-from isolates.component_binary import MEMORY, Item, Root
+from isolates.component_binary import EXPORT, MEMORY, Item, Root
+from isolates.wasm_binary import NotUnderstood
 
 #: The added export: ``func() -> u32``, pages of 64 KiB.
 MEMORY_PAGES = "everwarm-memory-pages"
@@ -16,7 +17,14 @@ _FUNC_TO_U32 = b"\x40\x00\x00\x79"
 
 
 def add(root: Root) -> bool:
-    """Add the export. Changes ``root``; False when no memory of the component is known."""
+    """Add the export. Changes ``root``; False when no memory of the component is known.
+
+    ``NotUnderstood`` when the component has an export of this name: a guest's function behind it would be called
+    without limits, and with this process waiting.
+    """
+    name = MEMORY_PAGES.encode()
+    if any(name in part for i in root.items if i.section == EXPORT for part in i.parts if isinstance(part, bytes)):
+        raise NotUnderstood("an export with the name of the probe")
     memory = next((used for item in root.of("lower") for kind, used in item.options if kind == MEMORY and used), None)
     if memory is None:
         return False

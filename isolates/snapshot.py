@@ -99,11 +99,18 @@ def _pieces(show: Show, number: int, size: int) -> Iterator[bytes]:
 
 
 class Snapshot:
-    """One component's start-up, to be taken and put back. ``NotUnderstood`` when the component is not of that kind."""
+    """One component's state, to be taken and put back. ``NotUnderstood`` when the component is not of that kind.
 
-    def __init__(self, component: bytes) -> None:
+    ``vouched``: whoever built it says that its code changes neither tables nor segments (``rehearsal``). Such a
+    component keeps the exports that were added to its modules, so that an engine's code stays what was compiled before.
+    """
+
+    def __init__(self, component: bytes, *, vouched: bool = False) -> None:
         self._component = component
+        self._vouched = vouched
         self._modules = _modules(Root.parse(component))
+        if not vouched:
+            _check(self._modules)
         if not any(m.core.has_memory for m in self._modules):
             raise NotUnderstood("no memory of its own")
 
@@ -113,13 +120,9 @@ class Snapshot:
         """The component with exports that show its state: ``everwarm-global...`` and ``everwarm-memory...``."""
         root = Root.parse(self._component)
         for number, module in enumerate(_modules(root)):
-            exports = {f"everwarm-global{i}": (3, module.globals_imported + i) for i, _ in module.globals}
-            if module.core.has_memory:
-                exports["everwarm-memory"] = (2, 0)
-            if not exports:
-                continue
-            module.item.parts = [_with_exports(module.core, exports).encode()]
-            _show(root, number, module)
+            if module.globals or module.core.has_memory:
+                module.item.parts = [_with_exports(module).encode()]
+                _show(root, number, module)
         return root.encode()
 
     def read(self, show: "Show") -> State:
@@ -141,7 +144,8 @@ class Snapshot:
             changes: dict[int, bytes | None] = {START: None}
             if module.globals:
                 changes[GLOBAL] = _globals_section(module, values)
-            core = module.core.replaced(changes)
+            core = _with_exports(module) if self._vouched else module.core
+            core = core.replaced(changes)
             if memory is not None:
                 core = _with_memory(core, memory)
             module.item.parts = [core.encode()]
@@ -168,14 +172,16 @@ def _modules(root: Root) -> list[_Module]:
         if any(kind not in _WAT_TYPES for _, kind in module.globals):
             raise NotUnderstood("a global that is not a number")
         found.append(module)
-    if (
-        sum(len(m.globals) for m in found) > GLOBALS_MAX
-        or sum(len(m.core.payload(CODE)) for m in found) > CODE_BYTES_MAX
-    ):
-        raise NotUnderstood("too much code or too many globals")
-    if not all(hides_no_state(m.core) for m in found):
-        raise NotUnderstood("code that changes tables or segments")
     return found
+
+
+def _check(modules: list[_Module]) -> None:
+    """``NotUnderstood`` when running the modules' code could change what can not be read."""
+    code_bytes = sum(len(m.core.payload(CODE)) for m in modules)
+    if sum(len(m.globals) for m in modules) > GLOBALS_MAX or code_bytes > CODE_BYTES_MAX:
+        raise NotUnderstood("too much code or too many globals")
+    if not all(hides_no_state(m.core) for m in modules):
+        raise NotUnderstood("code that changes tables or segments")
 
 
 def _has_instances(component: bytes) -> bool:
@@ -186,7 +192,14 @@ def _has_instances(component: bytes) -> bool:
 # ---------------------------------------------------------------------------------------------------- exports
 
 
-def _with_exports(core: CoreModule, exports: dict[str, tuple[int, int]]) -> CoreModule:
+def _with_exports(module: _Module) -> CoreModule:
+    """The module with its mutable globals and its memory exported."""
+    core = module.core
+    exports = {f"everwarm-global{i}": (3, module.globals_imported + i) for i, _ in module.globals}
+    if core.has_memory:
+        exports["everwarm-memory"] = (2, 0)
+    if not exports:
+        return core
     payload = core.payload(EXPORT) or b"\0"
     reader = Reader(payload)
     count = reader.number()
@@ -261,8 +274,9 @@ def _globals_section(module: _Module, values: list[int]) -> bytes:
     initial = dict(zip((own for own, _ in module.globals), values, strict=True))
     items = []
     for own, (encoded_type, constant) in enumerate(module.core.globals()):
-        if own in initial:
-            constant = _constant(encoded_type[0], initial[own])
+        # A value that has not changed stays as it was written: the same engine stays the same bytes.
+        if own in initial and (changed := _constant(encoded_type[0], initial[own])) != constant:
+            constant = changed
         items.append(encoded_type + constant)
     return vector(items)
 

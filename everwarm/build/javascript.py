@@ -11,6 +11,7 @@ from pathlib import Path
 from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, wit_inputs
 from everwarm.build.tool import BuildError, run, tool_environment
 from everwarm.build.toolchain import node_program
+from isolates.rehearsal import marked
 
 _WRAPPER = "worker_wrapper.js"
 # A worker serves many requests from one instance, and the engine's own fetch event only one: the wrapper exports the
@@ -56,7 +57,7 @@ def compile_component(project: Project) -> bytes:
         shown_as=project.shown_as,
         relevant=_engine_report,
     )
-    return (project.scratch / "worker.wasm").read_bytes()
+    return marked((project.scratch / "worker.wasm").read_bytes())
 
 
 def _bundle_name(project: Project) -> str:

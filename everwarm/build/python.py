@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, source_inputs, wit_inputs
 from everwarm.build.tool import BuildError, run, tool_environment
+from isolates.rehearsal import marked
 
 _GLUE = ("worker_wasi.py", "worker_wsgi.py")
 # The module that componentize-py starts from.
@@ -30,20 +31,20 @@ import os
 VARS = {variables!r}
 os.environ.update(VARS)
 
+from functools import partial
+
 import {module} as worker
 import worker_wasi
+import worker_wsgi
 
 handler = getattr(worker, "IncomingHandler", None)
 if handler is None:
-    from functools import partial
-
-    import worker_wsgi
-
     application = getattr(worker, "app", None) or getattr(worker, "application", None)
     if not callable(application):
         raise ImportError("{module}.py defines neither app (or application), a WSGI application, nor IncomingHandler")
     handler = worker_wasi.handler_for(partial(worker_wsgi.serve, application, VARS))
-IncomingHandler = worker_wasi.export_of(handler, VARS)
+rehearsed = worker_wasi.handler_for(partial(worker_wsgi.serve, worker_wsgi.rehearsed, {{}}))
+IncomingHandler = worker_wasi.export_of(handler, rehearsed, VARS)
 """
 
 
@@ -82,7 +83,7 @@ def compile_component(project: Project) -> bytes:
         relevant=_worker_traceback,
         env=tool_environment(scratch) | {"PYTHONPATH": toolchain_path, "VIRTUAL_ENV": str(empty)},
     )
-    return (scratch / "worker.wasm").read_bytes()
+    return marked((scratch / "worker.wasm").read_bytes())
 
 
 def _glue() -> list[Input]:

@@ -5,6 +5,7 @@ Every handle has one owner here and is dropped on every path: children before th
 """
 
 import codecs
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ import_module("_strptime")
 
 # `blocking-write-and-flush` is one call instead of three, and takes no more than this in WASI 0.2.
 _FLUSH_BYTES_MAX = 4096
+# Nobody's request can have it: `.invalid` is no domain (RFC 6761).
+_REHEARSAL = "rehearsal.invalid"
 
 
 def handler_for(serve: Callable[["Exchange"], None]) -> type:
@@ -52,14 +55,24 @@ def handler_for(serve: Callable[["Exchange"], None]) -> type:
     return Handler
 
 
-def export_of(handler: Any, variables: Mapping[str, str]) -> type:
-    """The class that componentize-py looks for: `handler`, awake."""
+def export_of(handler: Any, rehearsed: Any, variables: Mapping[str, str]) -> type:
+    """The class that componentize-py looks for: `handler`, awake.
+
+    Until its first request an instance may be rehearsed: the platform lets `rehearsed` answer a few requests, and keeps
+    the memory that this leaves for all instances. The worker's own code has no part in it.
+    """
+    rehearser = rehearsed()
 
     class IncomingHandler(handler):  # type: ignore[misc]
         _is_awake = False
 
         def handle(self, request: IncomingRequest, response_out: ResponseOutparam) -> Any:
             if not IncomingHandler._is_awake:
+                if request.authority() == _REHEARSAL:
+                    rehearser.handle(request, response_out)
+                    # What is here now is in every instance's memory; a collection would only copy its pages.
+                    gc.freeze()
+                    return None
                 IncomingHandler._is_awake = True
                 _wake_up(variables)
             return super().handle(request, response_out)

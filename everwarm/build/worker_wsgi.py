@@ -9,6 +9,7 @@ own log, with its traceback, and to nobody else.
 """
 
 import io
+import json
 import re
 import sys
 import traceback
@@ -63,6 +64,18 @@ class Exchange(Protocol):
 
     def give_up(self) -> None:
         """There is no answer, or no more of it."""
+
+
+def rehearsed(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """The application of rehearsed requests: what most applications do, and nothing that must differ between them."""
+    path = environ["PATH_INFO"]
+    if path == "/stream":
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return iter(lambda: environ["wsgi.input"].read(CHUNK_BYTES_MAX), b"")
+    seen = {"path": path, "query": environ["QUERY_STRING"], "size": len(environ["wsgi.input"].read())}
+    text = json.dumps({**seen, "again": json.loads(json.dumps(seen))}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
+    return [text]
 
 
 def serve(application: "WSGIApplication", variables: Mapping[str, str], exchange: Exchange) -> None:

@@ -47,6 +47,8 @@ class IncomingBody:
     def read(self, guest: Guest, bytes_max: int) -> bytes | None:
         if self.over or guest.conversation is None:
             raise StreamFailed("the request is over")
+        if not bytes_max:
+            return b""  # a conversation is asked for bytes, and would pull some
         try:
             return guest.conversation.read_body(bytes_max)
         except BodyLost as lost:
