@@ -81,13 +81,14 @@ class ControlPlane:
         await self._install_all(name)
         async with self._changing:
             # Once more, for what was deployed meanwhile; nearly always this is one question.
-            await self._install_all(name)
+            digests = await self._install_all(name)
+            await self._call(name, "collect_code", encode_plain(digests))
             self._members[name] = weight
             await self._publish_ring()
         return b""
 
-    async def _install_all(self, name: str) -> None:
-        """Put the code of everything that is deployed in place on a machine."""
+    async def _install_all(self, name: str) -> list[str]:
+        """Put the code of everything that is deployed in place on a machine; the digests of those components."""
         limits = {v.component_digest: v.limits for d in self._catalog.current() for v in d.versions}
         digests = sorted(limits)
         for i in range(0, len(digests), _PAGE):
@@ -99,6 +100,7 @@ class ControlPlane:
                     _log.error("component %s can not be compiled for this engine; deploy it again", digest[:12])
                 else:
                     await self._install(name, compiled)
+        return digests
 
     async def leave(self, payload: bytes) -> bytes:
         """A Server goes: take it out of the ring."""

@@ -108,10 +108,16 @@ class Deployer:
             source.write_bytes(component)
             result = await self._compile_process(source, limits, progress)
             if isinstance(result, Rejected):
+                await asyncio.to_thread(self._collect_pieces)
                 return result
             progress("storing")
             os.replace(source, self._components / f"{digest_of(component)}.wasm")
         return result
+
+    def _collect_pieces(self) -> None:
+        """Remove the pieces of what was rejected: all that no manifest names. Nothing else compiles meanwhile."""
+        store = self.store_of_artifacts
+        store.collect({manifest.stem for manifest in store.directory.glob("*.json")})
 
     async def _compile_process(self, source: Path, limits: Limits, progress: Progress) -> Compiled | Rejected:
         """Run ``python -m isolates.compiler``; a crash or a time-out of it is the component's fault, not ours."""

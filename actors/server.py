@@ -50,6 +50,8 @@ _WARM_MAX = 65_536
 #: Worker names in one frame to the ingress: 1 MiB holds 64 characters each of them.
 _NAMES_PER_FRAME = 8_192
 _TRACE_TICK_S = 0.1
+#: Code that nobody names stays so long: deploys take minutes at most, and a rollback soon after finds its code here.
+_CODE_KEPT_S = 3_600.0
 
 
 class Server:
@@ -101,6 +103,7 @@ class Server:
             "missing_code": self.missing_code,
             "missing_pieces": self.missing_pieces,
             "install_piece": self.install_piece,
+            "collect_code": self.collect_code,
             "statistics": self.statistics,
             "traces": self.traces,
             "export_to": self.export_to,
@@ -329,6 +332,12 @@ class Server:
         """Which of these pieces are not here as they should be."""
         pieces = [Piece(**plain) for plain in decode_plain(payload)]
         return encode_plain([asdict(p) for p in await asyncio.to_thread(self._artifacts.missing, pieces)])
+
+    async def collect_code(self, payload: bytes) -> bytes:
+        """Remove the code of everything but these component digests: ``{"freed_bytes": ...}``."""
+        keep, before_s = set(decode_plain(payload)), time.time() - _CODE_KEPT_S
+        freed = await asyncio.to_thread(lambda: self._artifacts.collect(keep, before_s=before_s))
+        return encode_plain({"freed_bytes": freed})
 
     async def install_piece(self, payload: bytes) -> bytes:
         """Put one piece of compiled code on this machine's disk."""

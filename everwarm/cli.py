@@ -368,7 +368,8 @@ def deploy(source: Path, name: str | None, plan: str | None, prebuilt: bool, as_
         return
     click.echo(
         f"{done.worker} is deployed: version {done.version}, {done.component_bytes:,} bytes, compiled"
-        f" {done.artifact_bytes:,}, startup {done.startup_cpu_ms:g} ms of CPU, on {', '.join(done.servers)}"
+        f" {done.artifact_bytes:,} ({done.own_bytes:,} of them its own), startup {done.startup_cpu_ms:g} ms of CPU,"
+        f" on {', '.join(done.servers)}"
     )
     if done.late:
         click.echo(f"not reached yet: {', '.join(done.late)}")

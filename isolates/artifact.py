@@ -100,6 +100,14 @@ def decode_compiled(data: bytes) -> Compiled:
     return msgspec.json.decode(data, type=Compiled)
 
 
+def _written_s(file: Path) -> float:
+    """When a file was written, as Unix time; never for one that has just gone."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
 class Mapped:
     """A mapped component: compiled code that isolates can be started from."""
 
@@ -227,21 +235,23 @@ class ArtifactStore:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def collect(self, keep: Collection[str]) -> int:
+    def collect(self, keep: Collection[str], *, before_s: float = float("inf")) -> int:
         """Remove every component that is not in ``keep``, and the pieces that nobody has any more. Bytes freed.
 
-        What is mapped stays usable: the kernel keeps a file's pages until the last mapping of it goes.
+        What was written at ``before_s`` (Unix time) or later stays: a deploy that goes on puts its pieces in place
+        before anybody can name them. What is mapped stays usable: the kernel keeps a file's pages until the last
+        mapping of it goes.
         """
         pieces: set[str] = set()
         for manifest in sorted(self.directory.glob("*.json")):
-            if manifest.stem not in keep:
+            if manifest.stem not in keep and _written_s(manifest) < before_s:
                 manifest.unlink(missing_ok=True)
                 continue
             compiled = self.compiled(manifest.stem)
             pieces.update(piece.source_digest for piece in (compiled.pieces if compiled else ()))
         freed_bytes = 0
         for file in sorted(self.directory.glob("*.cwasm")):
-            if file.stem not in pieces:
+            if file.stem not in pieces and _written_s(file) < before_s:
                 freed_bytes += file.stat().st_size
                 file.unlink(missing_ok=True)
                 file.with_suffix(_DIGEST_SUFFIX).unlink(missing_ok=True)

@@ -176,7 +176,6 @@ class Guest:
         self.fault = None
         self.ended = None
         self.host_calls = 0
-        self.held_bytes = 0
         self.waited_s = 0.0
         self.logs = []
         self._log_bytes = 0
@@ -201,3 +200,5 @@ class Guest:
             request_over = getattr(thing, "request_over", None)
             if request_over is not None:
                 request_over()
+        # Not at the next beginning: what start-up code has written is held still when the first request comes.
+        self.held_bytes = 0

@@ -153,6 +153,7 @@ class TestCollect:
         first, second = component(1, one, engine), component(2, two, engine)
         store.install(first)
         store.install(second)
+        assert store.collect(set(), before_s=0.0) == 0, "what was written since then stays"
         assert store.collect({first.component_digest}) == len(small)
         assert store.sound(first.component_digest)
         assert not store.has(second.component_digest)

@@ -519,7 +519,7 @@ class TestReads:
 
     def test_reads_after_the_end(self, guest: NewGuest) -> None:
         isolate = guest()
-        calls = [Told(op, size=size, chunk=ENDS) for op in (READ, BLOCKING_READ) for size in (1, 100, 0)]
+        calls = [Told(op, size=n, chunk=ENDS if n else None) for op in (READ, BLOCKING_READ) for n in (1, 100, 0)]
         finished, body = tell(isolate, *calls)
         reports = [heard(body[i : i + 20]) for i in range(0, len(body), 20)]
         assert [(r.case, r.place & 0xFF, r.asked) for r in reports] == [(1, 1, 0)] * 6

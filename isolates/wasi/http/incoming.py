@@ -25,10 +25,11 @@ class ReadableBody(Protocol):
 class IncomingBody:
     """The body of the client's request; its one stream, which can be taken once; and the pollable of that stream."""
 
-    __slots__ = ("over", "taken")
+    __slots__ = ("ended", "over", "taken")
 
     def __init__(self) -> None:
         self.taken = False
+        self.ended = False
         self.over = False
 
     def request_over(self) -> None:
@@ -48,9 +49,11 @@ class IncomingBody:
         if self.over or guest.conversation is None:
             raise StreamFailed("the request is over")
         if not bytes_max:
-            return b""  # a conversation is asked for bytes, and would pull some
+            return None if self.ended else b""  # a conversation is asked for bytes, and would pull some
         try:
-            return guest.conversation.read_body(bytes_max)
+            data = guest.conversation.read_body(bytes_max)
+            self.ended |= data is None
+            return data
         except BodyLost as lost:
             raise StreamFailed("the request body broke off") from lost
 
