@@ -1,9 +1,9 @@
 """One wasmtime engine per process: its configuration, its fingerprint, its clock tick, and the linkers of our world.
 
 The engine interrupts guests by *epochs*: compiled code compares a counter at loop heads and function entries, and
-calls back when it passed. A thread increments the counter every millisecond while a guest runs; the callback
-(``Guest.tick``) is where CPU time is read and where held-back output leaves. Epochs do not interrupt host functions:
-every wait in a host function has its own time limit.
+calls back when it passed. A timer increments the counter every millisecond while a guest runs (``watchdog``); the
+callback (``Guest.tick``) is where CPU time is read and where held-back output leaves. Epochs do not interrupt host
+functions: every wait in a host function has its own time limit.
 """
 
 import ctypes
@@ -11,10 +11,8 @@ import hashlib
 import platform
 import re
 import threading
-import time
 from collections.abc import Callable
 from importlib.metadata import version
-from types import TracebackType
 from typing import cast
 
 from wasmtime import Config, Engine
@@ -23,10 +21,7 @@ from isolates.abi import World
 from isolates.linkers import Linkers
 from isolates.native import config_concurrency_support, engine_increment_epoch
 from isolates.wasi import world
-from isolates.watchdog import Watchdogs
-
-#: How often a guest is looked at. 1 ms holds a 50 ms CPU limit to 50-51.4 ms with six threads on two cores.
-TICK_S = 0.001
+from isolates.watchdog import Ticker, Watchdogs
 
 #: Everything that changes compiled code. Part of the fingerprint, so a change makes new artifacts.
 #: ``shape`` is what ``compiler.prepared`` makes of a component: pieces of another shape may lack what this host calls.
@@ -70,45 +65,6 @@ def fingerprint() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-class Ticker:
-    """Increments the engine's epoch every millisecond while guests run. Use as ``with ticker:`` on the guest's thread.
-
-    Who enters takes no lock: a lock between guests and ticker makes each request wait for the ticker to get the GIL.
-    Adding to and discarding from a set are atomic under the GIL, and the ticker looks again before it goes to sleep.
-    """
-
-    #: Ticks without a guest before the thread sleeps: requests come in bursts, and waking it costs as much as a tick.
-    _IDLE_TICKS_MAX = 100
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine.ptr()
-        self._guests: set[int] = set()  # by thread: bounded by the threads of this process
-        self._awake = threading.Event()
-        threading.Thread(target=self._tick, name="epoch-ticker", daemon=True).start()
-
-    def __enter__(self) -> None:
-        self._guests.add(threading.get_ident())
-        if not self._awake.is_set():
-            self._awake.set()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._guests.discard(threading.get_ident())
-
-    def _tick(self) -> None:
-        idle_ticks = 0
-        while True:
-            time.sleep(TICK_S)
-            engine_increment_epoch(self._engine)
-            idle_ticks = 0 if self._guests else idle_ticks + 1
-            if idle_ticks > self._IDLE_TICKS_MAX:
-                self._awake.clear()
-                if not self._guests:
-                    self._awake.wait()
-                idle_ticks = 0
-
-
 class Sandbox:
     """The engine of this process, its ticker, and the linker that knows our whole world.
 
@@ -126,14 +82,13 @@ class Sandbox:
         # passes two borrowed handles in one call, as a poll of two pollables does.
         config_concurrency_support(config.ptr(), False)
         self.engine = Engine(config)
-        self.ticker = Ticker(self.engine)
         self.world = make_world()
-        # Timers and the ticker's thread may still touch the engine while the interpreter ends, so it is never freed.
+        # Timers may still touch the engine while the interpreter ends, so it is never freed.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
-        self.watchdogs = Watchdogs(
-            cast(int, ctypes.cast(engine_increment_epoch, ctypes.c_void_p).value),
-            cast(int, ctypes.cast(self.engine.ptr(), ctypes.c_void_p).value),
-        )
+        increment = cast(int, ctypes.cast(engine_increment_epoch, ctypes.c_void_p).value)
+        engine = cast(int, ctypes.cast(self.engine.ptr(), ctypes.c_void_p).value)
+        self.ticker = Ticker(increment, engine)
+        self.watchdogs = Watchdogs(increment, engine)
         self.linkers = Linkers(self.engine.ptr(), self.world)
 
     def knows(self, interface: str) -> set[str] | None:

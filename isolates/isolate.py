@@ -294,6 +294,7 @@ class Isolate:
         guest.begin(conversation, wall_ms=self.limits.wall_ms, egress=egress)
         guest.begin_cpu(self.limits.cpu_ms)
         began = time.perf_counter()
+        error, message = None, ""
         try:
             watchdog = self._box.watchdogs.of_this_thread() if self._mapped.brevity.is_short else None
             if watchdog is not None:
@@ -303,7 +304,6 @@ class Isolate:
             else:
                 with self._box.ticker:
                     error = self._call(conversation, _call_released)
-            message = consume_error(error) if error else ""
         except abi.GuestTrap as refused:
             # Its table is full of what it kept of earlier requests: there is no room for another one.
             message, guest.fault = str(refused), refused
@@ -311,6 +311,8 @@ class Isolate:
             cpu_ms, wall_ms = guest.cpu_ms, (time.perf_counter() - began) * 1e3
             guest.watchdog = None
             guest.leave()
+        # What it takes to read an error is this host's time, not the guest's.
+        message = consume_error(error) if error else message
         self._mapped.brevity.ended(cpu_ms, guest.host_calls, guest.waited_s)
         outcome, reason = self._outcome(message)
         if not message:

@@ -141,7 +141,8 @@ class Snapshot:
         """The component with ``state`` as the initial state of its instances."""
         root = Root.parse(self._component)
         for module, memory, values in zip(_modules(root), state.memories, state.globals, strict=True):
-            changes: dict[int, bytes | None] = {START: None}
+            # All that was put into a memory is in the state of the module that owns it: it is not put there again.
+            changes: dict[int, bytes | None] = {START: None, DATA: None, DATA_COUNT: None}
             if module.globals:
                 changes[GLOBAL] = _globals_section(module, values)
             core = _with_exports(module) if self._vouched else module.core
@@ -312,7 +313,7 @@ def _with_memory(core: CoreModule, memory: bytes) -> CoreModule:
     flags, _ = reader.byte(), reader.number()
     limits = leb(1) + bytes([flags]) + leb(len(memory) >> 16) + reader.data[reader.at :]
     segments = [b"\0\x41" + _signed(at, 32) + b"\x0b" + leb(len(data)) + data for at, data in _segments(memory)]
-    changed = core.replaced({MEMORY_SECTION: limits, DATA: None, DATA_COUNT: None})
+    changed = core.replaced({MEMORY_SECTION: limits})
     return CoreModule((*changed.sections, (DATA, vector(segments))))
 
 

@@ -1,22 +1,30 @@
-"""A timer of the kernel's for guests that run while their thread holds the GIL.
+"""The engine's clock: timers of the kernel's that increment its epoch, without Python.
 
-Most requests are short: a few tens of microseconds of guest code between host functions. Giving the GIL up for each
-piece costs more than the pieces when several threads want it: every host call waits for whoever took it. So a version
-whose requests have been short lately runs with the GIL held (``isolate``). What could go wrong is a guest that does not
-come back: no Python thread could stop it then, the ticker included.
+A Python thread that ticks every millisecond needs the GIL each time, and the GIL may be with a guest's thread that the
+kernel has just put aside for another one: with eight computing guests on two cores, ticks came 10 ms late, and guests
+got that much more than their limit. A POSIX timer that notifies by thread (SIGEV_THREAD) runs the C function that
+increments the epoch on a thread which the C library starts for it. It costs some 30 us an expiration, so timers are
+armed only while there is somebody to look at.
 
-Here a POSIX timer takes the ticker's place. It runs the C function that increments the engine's epoch, on a thread that
-the C library starts for it, without Python. It is armed when a guest is entered and disarmed when it comes back, which
-for a short request is before it ever fires; then it costs two system calls. Once it has fired, the guest's tick
-(``Guest.tick``) gives the GIL to others every millisecond.
+Two kinds of looking:
 
-``timer_create(2)``, SIGEV_THREAD. ``wasmtime_engine_increment_epoch`` may be called from any thread and from signal
-handlers (its documentation). The timers are deleted when the interpreter ends, before the engine could go.
+* **Ticker**, one a process, for guests that run with the GIL released: 1 ms as long as there are any.
+* **Watchdog**, one a thread, for guests that run with the GIL held. Most requests are short: a few tens of microseconds
+  of guest code between host functions. Giving the GIL up for each piece costs more than the pieces when several threads
+  want it: every host call waits for whoever took it. So a version whose requests have been short lately keeps it
+  (``brevity``). What could go wrong is a guest that does not come back: no Python thread could stop it then. The
+  watchdog is armed when a guest is entered and disarmed when it comes back, which for a short request is before it
+  ever fires; then it costs two system calls. Once it has fired, the guest's tick (``Guest.tick``) gives the GIL to
+  others every millisecond.
+
+``timer_create(2)``. ``wasmtime_engine_increment_epoch`` may be called from any thread and from signal handlers (its
+documentation). Watchdogs are deleted when the interpreter ends; the engine is never freed.
 """
 
 import atexit
 import ctypes
 import threading
+import time
 from types import TracebackType
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,23 +63,70 @@ def _times(first_s: float, next_s: float) -> _Times:
     return _Times((ctypes.c_long * 4)(0, int(next_s * 1e9), 0, int(first_s * 1e9)))
 
 
-_ARMED, _DISARMED = _times(FIRST_S, NEXT_S), _times(0, 0)
-_ARMED_AT, _DISARMED_AT = ctypes.addressof(_ARMED), ctypes.addressof(_DISARMED)
+_ARMED, _TICKING, _DISARMED = _times(FIRST_S, NEXT_S), _times(NEXT_S, NEXT_S), _times(0, 0)
+_ARMED_AT, _TICKING_AT, _DISARMED_AT = (ctypes.addressof(times) for times in (_ARMED, _TICKING, _DISARMED))
 _settime = _libc_quick.timer_settime
 _settime.restype = ctypes.c_int
 _settime.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def _timer(function: int, argument: int) -> int:
+    """A timer that calls ``function(argument)``. ``OSError`` when the kernel has no more."""
+    event = _Event(argument, 0, _SIGEV_THREAD, function, None)
+    timer = ctypes.c_void_p()
+    if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) != 0:
+        raise OSError(ctypes.get_errno(), "timer_create")
+    # None is a timer too: the kernel numbers them from 0.
+    return timer.value or 0
+
+
+class Ticker:
+    """The process's tick. Use as ``with ticker:`` on a guest's thread.
+
+    Who enters takes no lock. Adding to and discarding from a set are atomic under the GIL; who enters looks whether the
+    timer runs after it is in the set, and who stops the timer looks into the set once more after that.
+    """
+
+    #: How long the timer goes on without a guest: requests come in bursts, and arming costs as much as a tick.
+    _IDLE_S = 0.1
+
+    def __init__(self, function: int, argument: int) -> None:
+        self._timer = _timer(function, argument)
+        self._guests: set[int] = set()  # by thread: bounded by the threads of this process
+        self._awake = threading.Event()
+        threading.Thread(target=self._rest, name="ticker-rest", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._guests.add(threading.get_ident())
+        if not self._awake.is_set():
+            self._start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guests.discard(threading.get_ident())
+
+    def _start(self) -> None:
+        self._awake.set()
+        _settime(self._timer, 0, _TICKING_AT, None)
+
+    def _rest(self) -> None:
+        """Stop the timer when nobody has needed it for a while."""
+        while True:
+            self._awake.wait()
+            time.sleep(self._IDLE_S)
+            if not self._guests:
+                self._awake.clear()
+                _settime(self._timer, 0, _DISARMED_AT, None)
+                if self._guests:
+                    self._start()
 
 
 class Watchdog:
     """One thread's timer. Use as ``with watchdog:`` around guest code; ``pause`` and ``resume`` around its waits."""
 
     def __init__(self, function: int, argument: int) -> None:
-        event = _Event(argument, 0, _SIGEV_THREAD, function, None)
-        timer = ctypes.c_void_p()
-        if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) != 0:
-            raise OSError(ctypes.get_errno(), "timer_create")
-        # None is a timer too: the kernel numbers them from 0.
-        self._timer: int | None = timer.value or 0
+        self._timer: int | None = _timer(function, argument)
         self._running = False
 
     def __enter__(self) -> None:
