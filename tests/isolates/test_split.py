@@ -22,13 +22,13 @@ from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits, Verdict
 from isolates.linkers import LINKERS_MAX, Linkers
 from isolates.native import Instance
-from isolates.split import PARTS_MAX, split
+from isolates.split import PARTS_MAX, SHARED_CODE_BYTES_MIN, split
 from isolates.wasm_binary import CoreModule, NotUnderstood
 from tests.isolates.conftest import ROOT, Start
 from tests.scripted_conversation import ScriptedConversation
 
 #: Enough code to be worth sharing, and nothing to compile.
-MUCH_CODE = "nop " * (257 * 1024)
+MUCH_CODE = "nop " * (SHARED_CODE_BYTES_MIN + 1024)
 
 #: An engine with a tenant's data in it: it answers with a status of 200 and a byte of its data, which it changes.
 #: Its start function has seen the data and the size of the memory already.
@@ -142,7 +142,7 @@ class TestSplit:
         (data, code), (other_data, other_code) = one.parts, other.parts
         assert (data.shared, code.shared) == (False, True)
         assert code == other_code
-        assert len(code.binary) > 256 * 1024 > len(data.binary)
+        assert len(code.binary) > SHARED_CODE_BYTES_MIN > len(data.binary)
         assert data.binary != other_data.binary
         assert not CoreModule.parse(code.binary).payload(11), "no data in what is shared"
 
@@ -252,7 +252,7 @@ class TestWhole:
             split(Root.parse(engine(9, items="(memory 1)")))
 
     def test_very_many_parts(self) -> None:
-        module = bytes(wat2wasm(f"(module (func {'nop ' * 33_000}))"))
+        module = bytes(wat2wasm(f"(module (func {MUCH_CODE}))"))
         root = Root()
         root.append(*(binary.core_module(module) for _ in range(PARTS_MAX)))
         whole = root.encode()
@@ -368,13 +368,13 @@ TOOLCHAINS = Path(os.environ.get("EVERWARM_TOOLCHAIN_DIR", ROOT / ".everwarm" / 
 
 @pytest.mark.toolchain
 @pytest.mark.parametrize(
-    ("worker", "source", "own"),
-    # Python's toolchain keeps an address of the tenant's memory in a small module, which is in the skeleton.
-    [("js/hello-js", "worker.js", [1]), ("python/hello-python", "app.py", [0, 1])],
+    ("worker", "source", "own", "differ"),
+    # Python's toolchain has the tenant's memory in a module of its own, which stays in the skeleton.
+    [("js/hello-js", "worker.js", [0, 1], [1]), ("python/hello-python", "app.py", [0], [0])],
     ids=["js", "python"],
 )
 def test_two_workers_of_a_toolchain_share_its_engine(
-    worker: str, source: str, own: list[int], box: Sandbox, tmp_path: Path, start: Start
+    worker: str, source: str, own: list[int], differ: list[int], box: Sandbox, tmp_path: Path, start: Start
 ) -> None:
     """Built by their own toolchains, and kept beside them: building and compiling one takes half a minute."""
     from everwarm.build import build
@@ -395,9 +395,9 @@ def test_two_workers_of_a_toolchain_share_its_engine(
         results.append(compiled(built.component.read_bytes(), store))
         mapped.append(store.map(box, built.sha256))
     one, other = results
-    assert len(one.pieces) == len(other.pieces) > 2
-    assert [i for i, piece in enumerate(one.pieces) if piece != other.pieces[i]] == own
-    assert [i for i, piece in enumerate(one.pieces) if not piece.shared] == [0, 1]
+    assert len(one.pieces) == len(other.pieces) == len(own) + 1
+    assert [i for i, piece in enumerate(one.pieces) if piece != other.pieces[i]] == differ
+    assert [i for i, piece in enumerate(one.pieces) if not piece.shared] == own
     assert one.own_bytes < one.artifact_bytes / 2
     for said, which in (("hello", 0), ("goodbye", 1)) * 3:
         isolate = start(mapped[which], startup_cpu_ms=5_000, cpu_ms=5_000)
