@@ -48,14 +48,15 @@ def linear_memories() -> list[LinearMemory]:
 def largest_gone(before: list[LinearMemory], *after: list[LinearMemory]) -> int:
     """Bytes of the largest memory that is in ``before`` and in none of the scans ``after``; 0 when none went.
 
-    A memory never shrinks. So where a smaller one stands now, the old one went and a new one took its place. The kernel
-    hands out its table in pieces, so one scan may miss a memory that grows just then; several in a row do not.
+    A memory never shrinks. So where any scan shows a smaller one, the old one went and a new one took its place, however
+    large that is by now. The kernel hands out its table in pieces, so one scan may miss a memory that grows just then;
+    several in a row do not.
     """
-    now_bytes: dict[int, int] = {}
+    seen_bytes: dict[int, int] = {}
     for scan in after:
         for memory in scan:
-            now_bytes[memory.base] = max(memory.bytes, now_bytes.get(memory.base, 0))
-    return max((m.bytes for m in before if now_bytes.get(m.base, -1) < m.bytes), default=0)
+            seen_bytes[memory.base] = min(memory.bytes, seen_bytes.get(memory.base, memory.bytes))
+    return max((m.bytes for m in before if seen_bytes.get(m.base, -1) < m.bytes), default=0)
 
 
 def writable_bytes() -> int:

@@ -56,6 +56,7 @@ def test_the_largest_that_went() -> None:
     assert largest_gone([a, b, c], [b]) == 20
     assert largest_gone([a, b], [b, LinearMemory(1, 99)]) == 0
     assert largest_gone([], [a]) == 0
+    assert largest_gone([a], [LinearMemory(1, 4)], [LinearMemory(1, 99)]) == 10, "another one that grew in its place"
 
 
 def test_a_real_memory_is_seen_to_come_grow_and_go(guests: Guests, start: Start) -> None:
