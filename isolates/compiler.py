@@ -169,7 +169,7 @@ class _Job:
             try:
                 if (not vouched and isolate.guest.host_calls) or not life(isolate) or isolate.guest.resources:
                     return None
-                return prepared(snapshot.applied(snapshot.read(_Shown(isolate))))[0]
+                return prepared(snapshot.applied(snapshot.read(Shown(isolate))))[0]
             finally:
                 isolate.close()
         except (*_NOT_OURS, WasmtimeError, GuestTrap, _Unacceptable):
@@ -225,7 +225,7 @@ class _Unacceptable(Exception):
         self.rejected = rejected
 
 
-class _Shown:
+class Shown:
     """The state of an instrumented isolate, for ``Snapshot.read``."""
 
     def __init__(self, isolate: Isolate) -> None:

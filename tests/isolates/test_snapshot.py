@@ -16,7 +16,7 @@ from wasmtime.component import Component
 from isolates import snapshot
 from isolates.abi import GuestTrap
 from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
-from isolates.compiler import compile_and_start
+from isolates.compiler import Shown, compile_and_start
 from isolates.component_binary import Root
 from isolates.engine import Sandbox
 from isolates.isolate import Isolate
@@ -98,21 +98,6 @@ def load(box: Sandbox, tmp_path: Path) -> Iterator[Load]:
     yield isolate
     for made in started:
         made.close()
-
-
-class Shown:
-    """The state of an instrumented isolate."""
-
-    def __init__(self, isolate: Isolate) -> None:
-        self._isolate = isolate
-
-    def __call__(self, export: str) -> int:
-        value: int = self._isolate.ask(export, [], "u64")
-        return value
-
-    def piece(self, export: str, at: int, size: int) -> bytes:
-        data: bytes = self._isolate.ask(export, [("u32", at), ("u32", size)], "latin1")
-        return data
 
 
 def taken(load: Load, encoded: bytes) -> bytes:
