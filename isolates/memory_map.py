@@ -48,9 +48,9 @@ def linear_memories() -> list[LinearMemory]:
 def largest_gone(before: list[LinearMemory], *after: list[LinearMemory]) -> int:
     """Bytes of the largest memory that is in ``before`` and in none of the scans ``after``; 0 when none went.
 
-    A memory never shrinks. So where any scan shows a smaller one, the old one went and a new one took its place, however
-    large that is by now. The kernel hands out its table in pieces, so one scan may miss a memory that grows just then;
-    several in a row do not.
+    A memory never shrinks. So where any scan shows a smaller one, the old one went and a new one took its place,
+    however large that is by now. The kernel hands out its table in pieces, so one scan may miss a memory that grows
+    just then; several in a row do not.
     """
     seen_bytes: dict[int, int] = {}
     for scan in after:
