@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 READ_BYTES_MAX = 65536
+# What a worker computes at its top level is done once, when it is built: this compiles a regular expression, which
+# would cost every isolate's first request three milliseconds and a megabyte.
+PYTHON_VERSION = platform.python_version()
 
 
 def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -19,7 +22,7 @@ def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable
         "hello": environ["everwarm.vars"]["GREETING"],
         "method": environ["REQUEST_METHOD"],
         "path": environ["PATH_INFO"],
-        "python": platform.python_version(),
+        "python": PYTHON_VERSION,
     }
     start_response("200 OK", [("content-type", "application/json")])
     return [json.dumps(shown).encode()]
