@@ -111,13 +111,12 @@ def _written_s(file: Path) -> float:
 class Mapped:
     """A mapped component: compiled code that isolates can be started from."""
 
-    __slots__ = ("_modules", "brevity", "component", "digest", "handler", "memory_pages", "parts", "single_shot")
+    __slots__ = ("_modules", "brevity", "component", "digest", "handler", "memory_pages", "parts")
 
     def __init__(
         self, box: Sandbox, path: Path, digest: str, modules: Iterable[Module] = (), *, prepared: bool = False
     ) -> None:
         self.digest = digest
-        self.single_shot = False
         self.brevity = Brevity()
         self.component = Component.deserialize_file(box.engine, str(path))
         self._modules = tuple(modules)
@@ -277,9 +276,7 @@ class ArtifactStore:
             raise FileNotFoundError(component_digest)
         skeleton, *modules = compiled.pieces
         path, parts = self.piece_path(skeleton.source_digest), [self._module(box, module) for module in modules]
-        mapped = Mapped(box, path, component_digest, parts, prepared=compiled.prepared)
-        mapped.single_shot = compiled.single_shot
-        return mapped
+        return Mapped(box, path, component_digest, parts, prepared=compiled.prepared)
 
     def _module(self, box: Sandbox, piece: Piece) -> Module:
         module = self._modules.get(piece.source_digest)
