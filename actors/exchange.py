@@ -83,6 +83,8 @@ class Request:
     #: Of a request that is offered to its home: what the home reads the rest of the body from, and gives back.
     fallback: Capability | None = None
     reuse: Reuse = REUSE_DEFAULT
+    #: Whether this machine is the worker's home, so that losing its isolate here is losing it for the whole cluster.
+    at_home: bool = False
     #: The sockets of hosts that were lost with it: they are not tried again, and a request that crashes its hosts must
     #: not go through them all.
     lost_with: tuple[str, ...] = ()
@@ -139,6 +141,13 @@ class Load:
     queue_ms: float = 0.0
     isolates: int = 0
     memory_bytes: int = 0
+    #: How long an isolate that nobody asks lives there before it is evicted, as of the last evictions; 0 while nothing
+    #: has to go.
+    residence_s: float = 0.0
+    #: The share of the machine's cores that guests used lately: 1 is all of them.
+    cpu_load: float = 0.0
+    #: One more step and it refuses: whoever sends there does well to warm an isolate of its own.
+    nearly_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +167,9 @@ class Ended:
     hop: bool = False
     spans: tuple[bytes, ...] = ()
     load: Load = field(default_factory=Load)
+    #: What starting an isolate of the version took on this host, and what the isolate holds; 0 until measured.
+    start_cost_ms: float = 0.0
+    isolate_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +178,7 @@ class Refused:
 
     reason: RefusalReason
     fallback: Capability
+    load: Load = field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)

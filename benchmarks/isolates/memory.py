@@ -85,7 +85,7 @@ def js_live(bench: Workbench) -> Measured:
         expect_served(bench.ask(isolate).body, 2)
     by_mappings = int((mappings_max() - before_mappings) / each_mappings)
     by_space = int((_ADDRESS_SPACE_BYTES_MAX - before_space) / each_space)
-    one_process = min(by_mappings, by_space)
+    complete_servers = min(by_mappings, by_space)
     return Measured(
         {"js_isolates_live": len(live), "js_live_mb": each_mb},
         {
@@ -99,7 +99,7 @@ def js_live(bench: Workbench) -> Measured:
             "address space GiB each": each_space / 2**30,
             f"a process holds, by its {mappings_max():,} mappings": by_mappings,
             "a process holds, by 128 TiB of address space": by_space,
-            f"hosts for {_WANTED:,}": -(-_WANTED // one_process),
+            f"hosts for {_WANTED:,}": -(-_WANTED // complete_servers),
             f"GB for {_WANTED:,}": each_mb * _WANTED / 1e3,
         },
     )

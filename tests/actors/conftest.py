@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from one_process import Compiled, compiled_zig
+from complete_servers import Compiled, compiled_zig
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from complete_servers import wait_until
 from http_origin import PIECE_BYTES, Origin, tls
-from one_process import wait_until
 
 from actors.egress import EgressLimits, EgressServer
 from actors.egress_connect import _is_own

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from complete_servers import Compiled, Got, Pieces, collect, request, upload, wait_until
 from http_origin import Origin
-from one_process import Compiled, Got, Pieces, collect, request, upload, wait_until
 
 from actors.egress import EgressServer
 from actors.egress_policy import LOOP_HEADER, EgressPolicy, parse_rule

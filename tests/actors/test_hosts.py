@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from one_process import Compiled, Got, HeldBody, Machine, OneProcess, collect, request, upload, wait_until
+from complete_servers import Compiled, CompleteServers, Got, HeldBody, Machine, collect, request, upload, wait_until
 
 from actors.exchange import Request
 from actors.link import Answer, Frame
 from actors.view import decode_plain
 from isolates.outcome import Outcome
 
-Scenario = Callable[[OneProcess], Awaitable[None]]
+Scenario = Callable[[CompleteServers], Awaitable[None]]
 Play = Callable[..., None]
 #: Some tenths of a second of work, so that there is time to kill the host; and then the same again.
 LONG = "/?rounds=400000"
@@ -26,7 +26,7 @@ def play(zig: Compiled, tmp_path: Path) -> Play:
         async def whole() -> None:
             async with (
                 asyncio.timeout(60) as limit,
-                OneProcess(tmp_path, servers, zig.directory, processes) as cluster,
+                CompleteServers(tmp_path, servers, zig.directory, processes) as cluster,
             ):
                 cluster.limit = limit
                 await scenario(cluster)
@@ -55,7 +55,7 @@ def post(worker: str, path: str = "/") -> Request:
     return request(worker, path, "POST")
 
 
-async def behind(cluster: OneProcess, worker: str, running: Request, *waiting: Request) -> list[asyncio.Task[Got]]:
+async def behind(cluster: CompleteServers, worker: str, running: Request, *waiting: Request) -> list[asyncio.Task[Got]]:
     """A request that runs at the host of server 1, and others that wait behind it: their answers, in that order."""
     machine, version = cluster[1], cluster.version_of(worker)
     tasks = [asyncio.create_task(machine.ask(running))]
@@ -74,7 +74,7 @@ def where(got: Got) -> tuple[Outcome, str]:
 
 
 def test_versions_live_on_the_host_that_is_theirs(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         workers = [await cluster.deploy_at(1, "hello") for _ in range(6)]
         for worker in workers * 2:
             got = await cluster[1].ask(request(worker))
@@ -91,7 +91,7 @@ def test_versions_live_on_the_host_that_is_theirs(play: Play) -> None:
 def test_what_waited_in_a_host_that_crashed_runs_on_another(play: Play) -> None:
     """The one that ran must not run twice; those that had not started must not be lost."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         version = cluster.version_of(worker)
         waiting = [post(worker, "/?rounds=1") for _ in range(5)]
@@ -108,7 +108,7 @@ def test_what_waited_in_a_host_that_crashed_runs_on_another(play: Play) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_what_may_run_twice_runs_on_another_host(play: Play, method: str) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         (running,) = await behind(cluster, worker, request(worker, LONG, method, body_first=b"all of it"))
         await crash(cluster[1], cluster.version_of(worker))
@@ -118,7 +118,7 @@ def test_what_may_run_twice_runs_on_another_host(play: Play, method: str) -> Non
 
 
 def test_an_upload_that_was_read_in_part_is_not_repeated(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "echo")
         fields, _ = upload(bytes(200_000))
         body = HeldBody()
@@ -133,7 +133,7 @@ def test_an_upload_that_was_read_in_part_is_not_repeated(play: Play) -> None:
 
 
 def test_an_answer_that_had_begun_breaks_off(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "stream")
         answer = await cluster[1].begin(request(worker, "/?chunks=1000&interval_ms=10"))
         assert await answer.served() is not None
@@ -148,7 +148,7 @@ def test_an_answer_that_had_begun_breaks_off(play: Play) -> None:
 
 
 def test_a_request_that_crashes_its_hosts_does_not_go_through_them_all(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         version = cluster.version_of(worker)
         (running,) = await behind(cluster, worker, request(worker))
@@ -167,7 +167,7 @@ def test_a_request_that_crashes_its_hosts_does_not_go_through_them_all(play: Pla
 
 
 def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         machine = cluster[1]
         worker = await cluster.deploy_at(1, "hello")
         version = cluster.version_of(worker)
@@ -199,7 +199,7 @@ def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
 
 
 def test_what_waited_in_the_only_host_is_offered_to_another_machine(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         running, *queued = await behind(cluster, worker, post(worker), *[post(worker, "/?rounds=1") for _ in range(3)])
         await crash(cluster[1], cluster.version_of(worker))
@@ -218,7 +218,7 @@ def test_what_waited_in_the_only_host_is_offered_to_another_machine(play: Play) 
 
 
 def test_a_home_whose_host_crashes_hands_back_what_had_not_started(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         version = cluster.version_of(worker)
         (running,) = await behind(cluster, worker, post(worker))
@@ -236,7 +236,7 @@ def test_a_home_whose_host_crashes_hands_back_what_had_not_started(play: Play) -
 
 
 def test_when_no_host_is_left_anywhere_the_platform_has_failed(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "hello")
         for machine in cluster.machines:
             await crash(machine, cluster.version_of(worker))
@@ -250,7 +250,7 @@ def test_when_no_host_is_left_anywhere_the_platform_has_failed(play: Play) -> No
 
 
 def test_a_client_that_leaves_while_its_request_moves(play: Play) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")
         version = cluster.version_of(worker)
         answer: Answer = await cluster[1].begin(request(worker))

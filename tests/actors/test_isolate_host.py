@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from one_process import Compiled, Got, HeldBody, Pieces, collect, request, upload, wait_until
+from complete_servers import Compiled, Got, HeldBody, Pieces, collect, request, upload, wait_until
 
 from actors.exchange import Ended, Load, Request
 from actors.host_conversation import LinkSocket

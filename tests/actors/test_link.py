@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from complete_servers import HeldBody, Pieces, collect, request, upload, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from one_process import HeldBody, Pieces, collect, request, upload, wait_until
 
 from actors.exchange import Ended, Request, Served
 from actors.link import (

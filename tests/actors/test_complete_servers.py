@@ -1,6 +1,6 @@
 """What a cluster promises, told as scenarios on complete servers in one process.
 
-After each of them everything that was lent is back and nothing runs: ``OneProcess`` checks it when it ends.
+After each of them everything that was lent is back and nothing runs: ``CompleteServers`` checks it when it ends.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from one_process import Compiled, HeldBody, OneProcess, Pieces, component, request, upload, wait_until
+from complete_servers import Compiled, CompleteServers, HeldBody, Pieces, component, request, upload, wait_until
 
 from actors.capability import ExportsFull
 from actors.exchange import WINDOW_BYTES_MAX, Load
@@ -18,7 +18,7 @@ from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED
 from isolates.outcome import Outcome
 
-Scenario = Callable[[OneProcess], Awaitable[None]]
+Scenario = Callable[[CompleteServers], Awaitable[None]]
 MIB = 1 << 20
 
 
@@ -28,7 +28,7 @@ def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
 
     def run(scenario: Scenario, servers: int = 2) -> None:
         async def whole() -> None:
-            async with asyncio.timeout(30) as limit, OneProcess(tmp_path, servers, zig.directory) as cluster:
+            async with asyncio.timeout(30) as limit, CompleteServers(tmp_path, servers, zig.directory) as cluster:
                 cluster.limit = limit
                 await scenario(cluster)
 
@@ -37,7 +37,7 @@ def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-def jump(cluster: OneProcess, seconds: float) -> None:
+def jump(cluster: CompleteServers, seconds: float) -> None:
     """Let the event loop's clock, which the roles look at, be ``seconds`` later."""
     loop = asyncio.get_running_loop()
     before, until = loop.time, cluster.limit.when()
@@ -46,7 +46,7 @@ def jump(cluster: OneProcess, seconds: float) -> None:
     cluster.limit.reschedule(until + seconds)
 
 
-async def cold(cluster: OneProcess, number: int, worker: str) -> None:
+async def cold(cluster: CompleteServers, number: int, worker: str) -> None:
     """Let the isolates of a worker go on one machine, and wait until its Server knows."""
     machine, version = cluster[number], cluster.version_of(worker)
     machine.host.drop_version(version)
@@ -61,7 +61,7 @@ async def cold(cluster: OneProcess, number: int, worker: str) -> None:
 
 
 def test_a_request_runs_at_its_home(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         got = await cluster[1].ask(request(worker, "/far"))
         assert got.body == b"hello from Zig\nyou asked for /far\n"
@@ -78,7 +78,7 @@ def test_a_request_runs_at_its_home(play: Callable[..., None]) -> None:
 
 
 def test_the_home_needs_no_hop_and_gives_a_lease(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         got = await cluster[2].ask(request(worker))
         assert got.served is not None
@@ -91,7 +91,7 @@ def test_the_home_needs_no_hop_and_gives_a_lease(play: Callable[..., None]) -> N
 
 
 def test_an_upload_and_a_large_answer_cross_the_hop_whole(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "echo", cpu_ms=10_000)
         data = bytes(range(256)) * 4096
         fields, rest = upload(data)
@@ -104,7 +104,7 @@ def test_an_upload_and_a_large_answer_cross_the_hop_whole(play: Callable[..., No
 
 
 def test_a_body_that_breaks_off_is_never_a_short_body(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         for home in (1, 2):
             worker = await cluster.deploy_at(home, "echo")
             asked = request(worker, "/?digest", "POST", body_first=b"begin", body_complete=False)
@@ -119,7 +119,7 @@ def test_a_body_that_breaks_off_is_never_a_short_body(play: Callable[..., None])
 
 
 def test_a_refused_upload_runs_here_from_its_first_byte(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "echo", cpu_ms=10_000)
         await cluster[2].configure(in_flight_max=0)
         data = hashlib.sha256(b"seed").digest() * (MIB // 32)
@@ -138,7 +138,7 @@ def test_a_refused_upload_runs_here_from_its_first_byte(play: Callable[..., None
 
 
 def test_a_refusal_sticks_until_this_machines_isolate_is_gone(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         await cluster[2].configure(in_flight_max=0)
         for _ in range(5):
@@ -160,7 +160,7 @@ def test_a_refusal_sticks_until_this_machines_isolate_is_gone(play: Callable[...
 
 
 def test_a_home_that_drains_is_asked_again(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         await cluster[2].configure(draining=True)
         got = await cluster[1].ask(request(worker))
@@ -175,7 +175,7 @@ def test_a_home_that_drains_is_asked_again(play: Callable[..., None]) -> None:
 def test_a_busy_report_grows_old(play: Callable[..., None]) -> None:
     """A home that was busy once takes requests again, even when nobody has told it since that it is not."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         shard = cluster[2].shard
         shard._note_load(str(cluster[2].host_socket), Load(queued=3, queue_ms=900.0))
@@ -192,7 +192,7 @@ def test_a_busy_report_grows_old(play: Callable[..., None]) -> None:
 
 
 def test_an_unused_fallback_starts_nothing(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         for _ in range(20):
             answers = await asyncio.gather(*(cluster[1].ask(request(worker)) for _ in range(10)))
@@ -208,7 +208,7 @@ def test_an_unused_fallback_starts_nothing(play: Callable[..., None]) -> None:
 def test_two_views_of_the_ring_never_loop(play: Callable[..., None]) -> None:
     """Server 2 is asked as home and believes in server 3: it serves, and sends nothing on."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         ring = {"epoch": 1 << 60, "servers": {"server-3": 1}, "secret": b"x" * 32}
         await cluster[2].server.apply_ring(encode_plain(ring))
@@ -224,7 +224,7 @@ def test_two_views_of_the_ring_never_loop(play: Callable[..., None]) -> None:
 
 
 def test_an_unreachable_home_is_not_remembered(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         there = cluster.peers.known.pop("server-2/shard")
         for _ in range(2):
@@ -247,7 +247,7 @@ def test_an_unreachable_home_is_not_remembered(play: Callable[..., None]) -> Non
     [("GET", Outcome.OK), ("PUT", Outcome.OK), ("POST", Outcome.HOME_LOST), ("PATCH", Outcome.HOME_LOST)],
 )
 def test_a_home_lost_after_delivery(play: Callable[..., None], method: str, outcome: Outcome, after: bool) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         cluster.lose("server-2/shard", "serve", delivered=None, after=after)
         got = await cluster[1].ask(request(worker, method=method, body_first=b"all of it"))
@@ -263,7 +263,7 @@ def test_a_home_lost_after_delivery(play: Callable[..., None], method: str, outc
 
 
 def test_a_home_lost_while_it_reads_an_upload_is_not_repeated(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "echo")
         cluster.lose("server-2/shard", "serve", delivered=None, after=True)
         fields, rest = upload(bytes(200_000))
@@ -276,7 +276,7 @@ def test_a_home_lost_while_it_reads_an_upload_is_not_repeated(play: Callable[...
 
 
 def test_a_home_lost_in_the_middle_of_its_answer(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "stream")
         cluster.lose("server-2/shard", "read_response", delivered=None)
         answer = await cluster[1].begin(request(worker, "/?chunks=3&interval_ms=50"))
@@ -295,7 +295,7 @@ def test_a_home_lost_in_the_middle_of_its_answer(play: Callable[..., None]) -> N
 
 @pytest.mark.parametrize("home", [1, 2])
 def test_a_client_that_leaves_stops_the_guest(play: Callable[..., None], home: int) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(home, "spin", cpu_ms=60_000)
         answer = await cluster[1].begin(request(worker))
 
@@ -313,7 +313,7 @@ def test_a_client_that_leaves_stops_the_guest(play: Callable[..., None], home: i
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_answer(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "stream")
         answer = await cluster[1].begin(request(worker, "/?chunks=10000&interval_ms=5"))
         assert await answer.served() is not None
@@ -328,7 +328,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_answer(play: Callable[..., Non
 def test_a_client_that_leaves_while_its_home_connects(play: Callable[..., None]) -> None:
     """The abort overtakes the start of the run: the guest must not run on for nobody, and nothing stays lent."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "stream")
         shard = cluster[2].shard
         connecting, go = asyncio.Event(), asyncio.Event()
@@ -356,7 +356,7 @@ def test_a_client_that_leaves_while_its_home_connects(play: Callable[..., None])
 
 
 def test_a_client_that_leaves_before_the_verdict(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         held = cluster.delay("server-2/shard", "serve", after=True)
         answer = await cluster[1].begin(request(worker))
@@ -371,7 +371,7 @@ def test_a_client_that_leaves_before_the_verdict(play: Callable[..., None]) -> N
 def test_an_answer_that_comes_before_the_upload_leaves_nobody_waiting(play: Callable[..., None]) -> None:
     """The guest runs out of its time while it waits for a body; the read that it asked for ends with it."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         for home in (1, 2):
             worker = await cluster.deploy_at(home, "echo", wall_ms=200)
             body = HeldBody()
@@ -389,7 +389,7 @@ def test_an_answer_that_comes_before_the_upload_leaves_nobody_waiting(play: Call
 
 
 def test_a_deploy_is_known_everywhere(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         job = await cluster.deploy("hello", component("hello"))
         assert job["error"] is None
         assert job["result"]["late"] == []
@@ -408,7 +408,7 @@ def test_a_deploy_is_known_everywhere(play: Callable[..., None]) -> None:
 
 
 def test_a_deploy_that_is_refused_changes_nothing(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         job = await cluster.deploy("hello", b"not a component")
         assert job["error"]["code"] == "notAComponent"
         job = await cluster.deploy("Not A Name", component("hello"))
@@ -421,7 +421,7 @@ def test_a_deploy_that_is_refused_changes_nothing(play: Callable[..., None]) -> 
 
 
 def test_an_unknown_worker_is_not_found(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         got = await cluster[1].ask(request("nobody"))
         assert (got.served, got.ended.outcome) == (None, Outcome.SCRIPT_NOT_FOUND)
 
@@ -429,7 +429,7 @@ def test_an_unknown_worker_is_not_found(play: Callable[..., None]) -> None:
 
 
 def test_a_server_that_missed_a_change_asks_for_everything(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         here = cluster.peers.known["server-1/server"]
         cluster.lose("server-1/server", "apply_change", delivered=False)
         first = await cluster.deploy("first", component("hello"))
@@ -444,7 +444,7 @@ def test_a_server_that_missed_a_change_asks_for_everything(play: Callable[..., N
 
 
 def test_a_change_that_arrives_during_a_sync_is_not_lost(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         held = cluster.delay("control", "snapshot", after=True)
         syncing = asyncio.create_task(cluster[1].server.sync())
         await held.arrived.wait()  # the page was made before the deploy, and arrives after it
@@ -457,7 +457,7 @@ def test_a_change_that_arrives_during_a_sync_is_not_lost(play: Callable[..., Non
 
 
 def test_code_is_in_place_before_a_machine_joins_the_ring(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         late = cluster.machines[2]
         await cluster.control.leave(encode_plain({"server": late.name}))
         await cluster.deploy("hello", component("hello"))
@@ -472,7 +472,7 @@ def test_code_is_in_place_before_a_machine_joins_the_ring(play: Callable[..., No
 def test_a_deploy_during_a_join_reaches_the_newcomer(play: Callable[..., None]) -> None:
     """The newcomer was told what code there is before the deploy, and becomes a member after it."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         late = cluster.machines[2]
         await cluster.deploy("early", component("echo"))
         await cluster.control.leave(encode_plain({"server": late.name}))
@@ -492,7 +492,7 @@ def test_a_deploy_during_a_join_reaches_the_newcomer(play: Callable[..., None]) 
 def test_a_machine_that_joins_during_a_deploy_gets_its_code(play: Callable[..., None]) -> None:
     """The deploy had counted the members before, and records what it deploys after."""
 
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         late = cluster.machines[2]
         await cluster.control.leave(encode_plain({"server": late.name}))
         held = cluster.delay("server-1/server", "install_code")
@@ -508,7 +508,7 @@ def test_a_machine_that_joins_during_a_deploy_gets_its_code(play: Callable[..., 
 
 
 def test_a_drivers_request_in_one_call_and_in_pieces(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         for home in (1, 2):
             worker = await cluster.deploy_at(home, "echo")
             data = bytes(50_000)
@@ -527,7 +527,7 @@ def test_a_drivers_request_in_one_call_and_in_pieces(play: Callable[..., None]) 
 
 @pytest.mark.parametrize("home", [1, 2])
 def test_a_driver_that_does_not_want_the_rest(play: Callable[..., None], home: int) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(home, "stream")
         asked = request(worker, "/?chunks=10000&interval_ms=5")
         plain = decode_plain(await cluster[1].server.calls["submit"](REQUEST.encode(asked)))
@@ -541,7 +541,7 @@ def test_a_driver_that_does_not_want_the_rest(play: Callable[..., None], home: i
 
 @pytest.mark.parametrize("home", [1, 2])
 def test_a_drivers_answer_that_cannot_be_lent_is_ended(play: Callable[..., None], home: int) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(home, "stream")
         cluster[1].server._submissions._out.OUT_MAX = 0
         with pytest.raises(ExportsFull):
@@ -551,7 +551,7 @@ def test_a_drivers_answer_that_cannot_be_lent_is_ended(play: Callable[..., None]
 
 
 def test_more_lent_than_a_server_may_lend_is_shed(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         cluster[1].server._exports.OUT_MAX = 0
         got = await cluster[1].ask(request(worker))
@@ -561,7 +561,7 @@ def test_more_lent_than_a_server_may_lend_is_shed(play: Callable[..., None]) -> 
 
 
 def test_a_prewarm_goes_where_the_request_would_run(play: Callable[..., None]) -> None:
-    async def scenario(cluster: OneProcess) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         await cluster[1].links.tell(str(cluster[1].server_socket), Frame.PREWARM, REQUEST.encode(request(worker)))
 

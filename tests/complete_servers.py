@@ -1,6 +1,6 @@
 """Complete servers in one process, without Ray: real hosts on real sockets, real roles, and peers that can be lost.
 
-``OneProcess`` wires roles as ``everwarm/cluster.py`` does. Its peers behave like actor handles in what matters: a call
+``CompleteServers`` wires roles as ``everwarm/cluster.py`` does. Its peers behave like actor handles in what matters: a call
 goes on when its caller stops waiting, and what it raises arrives as ``PeerFailed``. A test puts a ``LostPeer`` or a
 ``DelayedPeer`` in the place of one of them to make a race happen.
 """
@@ -297,7 +297,7 @@ class Machine:
         return count
 
 
-class OneProcess:
+class CompleteServers:
     """A cluster. ``seed``: a ControlPlane's directory with components that were compiled before (``compiled_zig``)."""
 
     def __init__(self, directory: Path, servers: int = 2, seed: Path | None = None, processes: int = 0) -> None:
@@ -322,7 +322,7 @@ class OneProcess:
         """A machine by its number, from 1."""
         return self.machines[number - 1]
 
-    async def __aenter__(self) -> "OneProcess":
+    async def __aenter__(self) -> "CompleteServers":
         for machine in self.machines:
             await self.add(machine)
         return self
