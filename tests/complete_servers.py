@@ -1,8 +1,8 @@
 """Complete servers in one process, without Ray: real hosts on real sockets, real roles, and peers that can be lost.
 
-``CompleteServers`` wires roles as ``everwarm/cluster.py`` does. Its peers behave like actor handles in what matters: a call
-goes on when its caller stops waiting, and what it raises arrives as ``PeerFailed``. A test puts a ``LostPeer`` or a
-``DelayedPeer`` in the place of one of them to make a race happen.
+``CompleteServers`` wires roles as ``everwarm/cluster.py`` does. Its peers behave like actor handles in what matters: a
+call goes on when its caller stops waiting, and what it raises arrives as ``PeerFailed``. A test puts a ``LostPeer`` or
+a ``DelayedPeer`` in the place of one of them to make a race happen.
 """
 
 import asyncio
