@@ -111,12 +111,13 @@ def _written_s(file: Path) -> float:
 class Mapped:
     """A mapped component: compiled code that isolates can be started from."""
 
-    __slots__ = ("_modules", "brevity", "component", "digest", "handler", "memory_pages", "parts")
+    __slots__ = ("_modules", "brevity", "component", "digest", "handler", "memory_pages", "parts", "prepared")
 
     def __init__(
         self, box: Sandbox, path: Path, digest: str, modules: Iterable[Module] = (), *, prepared: bool = False
     ) -> None:
         self.digest = digest
+        self.prepared = prepared
         self.brevity = Brevity()
         self.component = Component.deserialize_file(box.engine, str(path))
         self._modules = tuple(modules)
@@ -131,8 +132,9 @@ class Mapped:
 class ArtifactStore:
     """The compiled components of one machine, or of a cluster's ControlPlane, by the digest of the component."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, mapped_max: int = MAPPED_MAX) -> None:
         self.directory = directory / fingerprint()
+        self._mapped_max = mapped_max
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._mapped: OrderedDict[str, Mapped] = OrderedDict()
         #: Files whose bytes were read and found right, as the file system knew them then: not read again until changed.
@@ -210,12 +212,23 @@ class ArtifactStore:
         piece = Piece(source_digest, artifact_digest, artifact_bytes, shared)
         return piece if self._is(piece) else None
 
-    def install_piece(self, piece: Piece, artifact: bytes) -> None:
-        """Put a piece into place, whole or not at all. ``ValueError`` when it is not what it should be."""
+    def install_piece(self, piece: Piece, artifact: bytes) -> bool:
+        """Put a piece into place, whole or not at all. ``ValueError`` when it is not what it should be.
+
+        Whether it is new: where one of this source was before, sound or not, a manifest may name it.
+        """
         if digest_of(artifact) != piece.artifact_digest:
             raise ValueError("the artifact does not have the digest that was announced")
+        digest_file = self._file(piece.source_digest, _DIGEST_SUFFIX)
+        is_new = not digest_file.exists()
         self._write(self.piece_path(piece.source_digest), artifact)
-        self._write(self._file(piece.source_digest, _DIGEST_SUFFIX), piece.artifact_digest.encode())
+        self._write(digest_file, piece.artifact_digest.encode())
+        return is_new
+
+    def remove_piece(self, source_digest: str) -> None:
+        """Remove a piece that no manifest names. Whoever has it mapped keeps it."""
+        self.piece_path(source_digest).unlink(missing_ok=True)
+        self._file(source_digest, _DIGEST_SUFFIX).unlink(missing_ok=True)
 
     def install(self, compiled: Compiled) -> None:
         """Make a component usable whose pieces are all here. ``ValueError`` when one is missing."""
@@ -252,8 +265,7 @@ class ArtifactStore:
         for file in sorted(self.directory.glob("*.cwasm")):
             if file.stem not in pieces and _written_s(file) < before_s:
                 freed_bytes += file.stat().st_size
-                file.unlink(missing_ok=True)
-                file.with_suffix(_DIGEST_SUFFIX).unlink(missing_ok=True)
+                self.remove_piece(file.stem)
         return freed_bytes
 
     # ---------------------------------------------------------------------------------------------------- mapping
@@ -264,7 +276,7 @@ class ArtifactStore:
             mapped = self._mapped.get(component_digest)
             if mapped is None:
                 mapped = self._mapped[component_digest] = self._map(box, component_digest)
-                if len(self._mapped) > MAPPED_MAX:
+                if len(self._mapped) > self._mapped_max:
                     self._mapped.popitem(last=False)
             else:
                 self._mapped.move_to_end(component_digest)

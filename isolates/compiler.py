@@ -7,8 +7,10 @@ compiled in the shape that ``prepared`` gives it; where that does not work out, 
 Where start-up takes long and asks nothing of the host, it is run here for the last time (``snapshot``).
 
 Pieces that the store has already are not compiled again: that is what makes the second deploy of a toolchain fast.
+What was compiled only to look at it (the instrumented form, shapes that did not start) goes when the result is known.
+One process at a time compiles into a store.
 
-    python -m isolates.compiler COMPONENT STORE STARTUP_CPU_MS MEMORY_BYTES
+    python -m isolates.compiler COMPONENT STORE STARTUP_CPU_MS MEMORY_SOFT_BYTES MEMORY_BYTES
 
 prints one JSON object a line: ``{"progress": "..."}`` any number of times, then ``{"compiled": {...}}`` or
 ``{"rejected": {...}}``.
@@ -17,7 +19,7 @@ prints one JSON object a line: ``{"progress": "..."}`` any number of times, then
 import json
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,10 +27,10 @@ from wasmtime import Module, WasmtimeError
 from wasmtime.component import Component
 
 from isolates import bulk_bytes, memory_probe
-from isolates.abi import GuestTrap
 from isolates.acceptance import Rejected, rejected_by_type
 from isolates.artifact import ArtifactStore, Compiled, Mapped, Piece, digest_of, encode_compiled
 from isolates.component_binary import Root
+from isolates.component_value import GuestTrap, integer, latin1
 from isolates.engine import Sandbox, cause_of, sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
@@ -47,6 +49,8 @@ SNAPSHOT_CPU_MS_MIN = 5.0
 _REHEARSAL_CPU_MS = 2_000.0
 #: What says that a component is at fault, whatever its shape: compiling it in another one would not help.
 _FINAL = frozenset({"wasi03", "unknownImport", "missingExport"})
+#: What the exports of a snapshot pass.
+_U32, _U64, _LATIN1 = integer("u32"), integer("u64"), latin1()
 
 
 def prepared(component: bytes) -> tuple[Split | None, bool]:
@@ -85,43 +89,78 @@ _NOT_OURS = (NotUnderstood, LookupError, ValueError, RecursionError)
 
 
 def compile_and_start(
-    component: bytes, store: ArtifactStore, limits: IsolateLimits, progress: Progress = lambda phase: None
+    component: bytes,
+    store: ArtifactStore,
+    limits: IsolateLimits,
+    progress: Progress = lambda phase: None,
+    *,
+    snapshot_cpu_ms_min: float = SNAPSHOT_CPU_MS_MIN,
 ) -> Compiled | Rejected:
     """Compile ``component`` into ``store``, check it, and start it once under the limits' startup CPU."""
-    job = _Job(sandbox(), component, store, limits, progress)
-    result: Compiled | Rejected = (job.rehearsed() if is_marked(component) else None) or job.result()
-    if isinstance(result, Compiled):
-        store.install(result)
-    return result
+    job = _Job(sandbox(), component, store, limits, progress, snapshot_cpu_ms_min)
+    named: tuple[Piece, ...] = ()
+    try:
+        result = job.result()
+        if isinstance(result, Compiled):
+            store.install(result)
+            named = result.pieces
+        return result
+    finally:
+        job.remove_all_but(named)
 
 
 class _Job:
     """One component on its way."""
 
     def __init__(
-        self, box: Sandbox, component: bytes, store: ArtifactStore, limits: IsolateLimits, progress: Progress
+        self,
+        box: Sandbox,
+        component: bytes,
+        store: ArtifactStore,
+        limits: IsolateLimits,
+        progress: Progress,
+        snapshot_cpu_ms_min: float,
     ) -> None:
         self._box = box
         self._component = component
         self._store = store
         self._limits = limits
         self._progress = progress
-        self._shape, self._single_shot = prepared(component)
+        self._snapshot_cpu_ms_min = snapshot_cpu_ms_min
+        self._single_shot = False
+        #: Source digests of the pieces that the store did not have before.
+        self._new: set[str] = set()
 
     def result(self) -> Compiled | Rejected:
-        """The component in the best shape that it runs in."""
+        """The component as it is after a rehearsal, if its build vouches for one; else as it came."""
+        return (self._rehearsed() if is_marked(self._component) else None) or self._as_it_came()
+
+    def remove_all_but(self, pieces: Collection[Piece]) -> None:
+        """Remove what this job put into the store, except ``pieces``."""
+        for source_digest in self._new.difference(piece.source_digest for piece in pieces):
+            self._store.remove_piece(source_digest)
+
+    def _shapes(self) -> Iterator[Split]:
+        """The shapes that the component may run in, the best first. The next is made when one did not work out."""
+        shape, self._single_shot = prepared(self._component)
+        if shape is not None:
+            yield shape
+        whole = rewritten(self._component) if shape is None or shape.parts else None
+        if whole is not None:
+            yield whole
+        yield Split(self._component, ())
+
+    def _as_it_came(self) -> Compiled | Rejected:
+        """The component in the best shape that it runs in, without its start-up where that can be."""
         result: Compiled | Rejected | None = None
-        whole = rewritten(self._component) if self._shape is None or self._shape.parts else None
-        for shape in (self._shape, whole, Split(self._component, ())):
-            if shape is None:
-                continue
+        for shape in self._shapes():
             result = self._compile(shape)
             if isinstance(result, Compiled) or result.code in _FINAL:
                 break
         assert result is not None
         if isinstance(result, Rejected):
             return result
-        if result.startup_cpu_ms >= SNAPSHOT_CPU_MS_MIN:
+        if result.startup_cpu_ms >= self._snapshot_cpu_ms_min:
             self._progress("keeping what start-up leaves")
             result = self._from_snapshot(result)
         return replace(result, single_shot=self._single_shot)
@@ -134,7 +173,7 @@ class _Job:
             return started
         return replace(result, snapshot_saves_ms=started.startup_cpu_ms - result.startup_cpu_ms)
 
-    def rehearsed(self) -> Compiled | None:
+    def _rehearsed(self) -> Compiled | None:
         """The component as it is after a few requests that its own glue answers. None: it has to run as it came."""
         shape = self._after(self._rehearse, vouched=True)
         result = self._compile(shape) if shape is not None else None
@@ -192,7 +231,7 @@ class _Job:
         imports = set(mapped.component.type.imports(self._box.engine)) - {part.name for part in shape.parts}
         return Compiled(
             digest_of(self._component), len(self._component), tuple(pieces), tuple(sorted(imports)),
-            started.start_cpu_ms, started.start_wall_ms, prepared=shape.skeleton != self._component,
+            started.start_cpu_ms, started.start_wall_ms, prepared=mapped.prepared,
         )  # fmt: skip
 
     def _mapped(self, shape: Split) -> tuple[list[Piece], Mapped]:
@@ -205,7 +244,8 @@ class _Job:
                 self._progress(f"compiling {i + 1} of {len(binaries)}, {len(binary):,} bytes")
                 artifact = bytes((Module if i else Component)(self._box.engine, binary).serialize())
                 piece = Piece(digest_of(binary), digest_of(artifact), len(artifact), shared)
-                self._store.install_piece(piece, artifact)
+                if self._store.install_piece(piece, artifact):
+                    self._new.add(piece.source_digest)
             pieces.append(piece)
         skeleton, *modules = (self._store.piece_path(piece.source_digest) for piece in pieces)
         checked = Component.deserialize_file(self._box.engine, str(skeleton))
@@ -232,17 +272,20 @@ class Shown:
         self._isolate = isolate
 
     def __call__(self, export: str) -> int:
-        value: int = self._isolate.ask(export, [], "u64")
+        value: int = self._isolate.ask(export, [], _U64)
         return value
 
     def piece(self, export: str, at: int, size: int) -> bytes:
-        data: bytes = self._isolate.ask(export, [("u32", at), ("u32", size)], "latin1")
+        data: bytes = self._isolate.ask(export, [(_U32, at), (_U32, size)], _LATIN1)
         return data
 
 
 def main(arguments: list[str]) -> int:
     """The compile process."""
-    source, directory, startup_cpu_ms, memory_bytes = arguments
+    source, directory, startup_cpu_ms, soft_bytes, memory_bytes = arguments
+    limits = IsolateLimits(
+        startup_cpu_ms=float(startup_cpu_ms), memory_soft_bytes=int(soft_bytes), memory_bytes_max=int(memory_bytes)
+    )
 
     def say(plain: object) -> None:
         print(json.dumps(plain), flush=True)
@@ -250,7 +293,7 @@ def main(arguments: list[str]) -> int:
     result = compile_and_start(
         Path(source).read_bytes(),
         ArtifactStore(Path(directory)),
-        IsolateLimits(startup_cpu_ms=float(startup_cpu_ms), memory_bytes_max=int(memory_bytes)),
+        limits,
         lambda phase: say({"progress": phase}),
     )
     if isinstance(result, Compiled):

@@ -57,17 +57,17 @@ def sort_of(space: str) -> bytes:
 class Root:
     """The root of a component."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, items_max: int = ROOT_ITEMS_MAX) -> None:
         self.items: list[Item] = []
         self._spaces: dict[str, list[Item]] = {}
-        self._room = ROOT_ITEMS_MAX
+        self._room = items_max
 
     # ------------------------------------------------------------------------------------------------- reading
 
     @classmethod
-    def parse(cls, data: bytes) -> "Root":
+    def parse(cls, data: bytes, *, items_max: int = ROOT_ITEMS_MAX) -> "Root":
         """The component in ``data``, without its custom sections."""
-        root = cls()
+        root = cls(items_max=items_max)
         for number, payload in sections(data, COMPONENT_PREAMBLE):
             if number == CUSTOM:
                 Reader(payload).name().decode()  # dropped, and must be one all the same

@@ -17,11 +17,11 @@ from typing import cast
 
 from wasmtime import Config, Engine
 
-from isolates.abi import World
 from isolates.linkers import Linkers
 from isolates.native import config_concurrency_support, engine_increment_epoch
 from isolates.wasi import world
 from isolates.watchdog import Ticker, Watchdogs
+from isolates.wit import World
 
 #: Everything that changes compiled code. Part of the fingerprint, so a change makes new artifacts.
 #: ``shape`` is what ``compiler.prepared`` makes of a component: pieces of another shape may lack what this host calls.

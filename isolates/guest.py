@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from isolates.abi import GuestTrap
+from isolates.component_value import GuestTrap, Scratch
 from isolates.conversation import Conversation, ConversationLost, FieldItems
 from isolates.egress import Denied, Egress
 from isolates.limits import IsolateLimits
@@ -47,6 +47,7 @@ class Guest:
     def __init__(self, limits: IsolateLimits, entropy: Callable[[int], bytes]) -> None:
         self.limits = limits
         self.entropy = entropy
+        self.scratch = Scratch()
         self.fault: BaseException | None = None
         self.ended: Outcome | None = None
         self.conversation: Conversation | None = None

@@ -21,11 +21,14 @@ from wasmtime.component import ExportIndex
 
 from isolates import abi, memory_map
 from isolates.artifact import Mapped
+from isolates.component_resource import lower_own
+from isolates.component_value import VALUE_BYTES, Err, GuestTrap, Ok, ValueType
 from isolates.conversation import Conversation, ConversationLost
 from isolates.egress import Egress
 from isolates.engine import Sandbox, cause_of
 from isolates.guest import Guest, LogLine
-from isolates.limits import MIB, IsolateLimits, Usage, Verdict, verdict_after
+from isolates.limits import MIB, IsolateLimits, Usage, Verdict, unmeasured, verdict_after
+from isolates.linkers import instantiate
 from isolates.native import (
     NO_FINALIZER,
     TICK,
@@ -49,7 +52,7 @@ from isolates.watchdog import Watchdog
 _log = logging.getLogger(__name__)
 
 #: What an instance may consist of. Engines with adapters have about twenty core instances and two tables.
-_INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX, _MEMORIES_MAX = 128, 32, 200_000, 1
+_INSTANCES_MAX, _TABLES_MAX, _TABLE_ELEMENTS_MAX = 128, 32, 200_000
 #: A trap counts as running out of memory when less than this was left: the largest step in which allocators of stock
 #: toolchains grow a memory beyond their request is 64 KiB pages times a few; engines' garbage collectors take 1 MiB
 #: chunks and more.
@@ -61,9 +64,7 @@ _PRIVATE_BYTES_MIN = 64 * 1024
 _NO_DEADLINE = 1 << 62
 
 
-#: Scans in which a memory must be missing before it counts as gone.
-_SCANS = 4
-#: Held while a store is deleted, so that between two scans of the process's memories no other one goes.
+#: Held while a store is deleted, so that while one of them is looked for (``memory_map``) no other one goes.
 _closing = threading.Lock()
 
 
@@ -161,6 +162,8 @@ class Isolate:
     """One instance. Used by one thread at a time; may move between threads in between."""
 
     def __init__(self, box: Sandbox, mapped: Mapped, limits: IsolateLimits, entropy: Callable[[int], bytes]) -> None:
+        if mapped.memory_pages is None:
+            limits = unmeasured(limits)
         self._box = box
         self._mapped = mapped
         self.limits = limits
@@ -174,13 +177,16 @@ class Isolate:
         self._context: int = store_context(self._store)
         self._instance = Instance()
         self._function = Function()
+        self._parameters = ctypes.create_string_buffer(2 * VALUE_BYTES)
+        self._parameters_at = ctypes.addressof(self._parameters)
         self._pages: Function | None = None
+        self._pages_at = 0
         #: The guest's linear memory, and how much of it its start took: that much is mapped, and mostly shared.
         self.linear_bytes = 0
         self._started_bytes = 0
         abi.GUESTS[self._context] = self.guest
         store_limiter(
-            self._store, limits.memory_bytes_max, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX
+            self._store, limits.memory_bytes_max, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, limits.memories_max
         )
         store_epoch_callback(self._store, _on_tick, None, NO_FINALIZER)
         context_set_epoch_deadline(self._context, 1)
@@ -202,17 +208,19 @@ class Isolate:
         return failed or isolate
 
     def _instantiate(self) -> StartFailed | None:
-        guest, instance = self.guest, self._instance
+        guest = self.guest
         # Start-up waits for nobody: wall time is a multiple of its CPU limit, for a machine with other work to do.
-        guest.begin(None, wall_ms=10 * self.limits.startup_cpu_ms + 1_000)
-        guest.begin_cpu(self.limits.startup_cpu_ms)
-        began = time.perf_counter()
-        with self._box.ticker:
-            error = self._box.linkers.instantiate(
-                self._context, self._mapped.component.ptr(), self._mapped.parts, instance
-            )
-        self.start_cpu_ms = guest.cpu_ms
-        self.start_wall_ms = (time.perf_counter() - began) * 1e3
+        wall_ms = 10 * self.limits.startup_cpu_ms + 1_000
+        with self._box.linkers.bound(self._mapped.parts, wait_s=wall_ms / 1e3) as linker:
+            if linker is None:
+                return StartFailed(Outcome.LOAD_SHED, "too many others were starting.", "Try again.")
+            guest.begin(None, wall_ms=wall_ms)
+            guest.begin_cpu(self.limits.startup_cpu_ms)
+            began = time.perf_counter()
+            with self._box.ticker:
+                error = instantiate(linker, self._context, self._mapped.component.ptr(), self._instance)
+            self.start_cpu_ms = guest.cpu_ms
+            self.start_wall_ms = (time.perf_counter() - began) * 1e3
         if error:
             return self._why_not_started(cause_of(consume_error(error)))
         handler = self._found(self._mapped.handler)
@@ -221,6 +229,7 @@ class Isolate:
         self._function = handler
         if self._mapped.memory_pages is not None:
             self._pages = self._found(self._mapped.memory_pages)
+            self._pages_at = ctypes.addressof(self._pages) if self._pages is not None else 0
             self._measure()
             self._started_bytes = self.linear_bytes
         return None
@@ -233,20 +242,20 @@ class Isolate:
         )
         return function if is_function else None
 
-    def ask(self, export: str, parameters: list[tuple[str, Any]], result: str) -> Any:
+    def ask(self, export: str, parameters: list[tuple[ValueType, Any]], result: ValueType) -> Any:
         """Call a function of scalars that the component exports. ``GuestTrap`` when there is none, or when it traps."""
         index = self._mapped.component.get_export_index(export)
         function = None if index is None else self._found(index)
         if function is None:
-            raise abi.GuestTrap("no such export")
+            raise GuestTrap("no such export")
         context_set_epoch_deadline(self._context, _NO_DEADLINE)
         return abi.call(ctypes.byref(function), self._context, parameters, result)
 
     def _measure(self) -> None:
         """Ask the guest's instance how large its memory is. Only between requests, and never after a trap."""
-        if self._pages is not None:
+        if self._pages_at:
             context_set_epoch_deadline(self._context, _NO_DEADLINE)
-            pages = abi.call_for_u32(ctypes.addressof(self._pages), self._context)
+            pages = abi.call_for_number(self._pages_at, self._context, self.guest.scratch.value)
             self.linear_bytes = (pages or 0) * _PAGE_BYTES
 
     @property
@@ -304,7 +313,7 @@ class Isolate:
             else:
                 with self._box.ticker:
                     error = self._call(conversation, _call_released)
-        except abi.GuestTrap as refused:
+        except GuestTrap as refused:
             # Its table is full of what it kept of earlier requests: there is no room for another one.
             message, guest.fault = str(refused), refused
         finally:
@@ -323,16 +332,15 @@ class Isolate:
             Usage(cpu_ms=cpu_ms, wall_ms=wall_ms, host_calls=guest.host_calls),
             reason,
             tuple(guest.logs),
-            answered=isinstance(guest.response, abi.Ok),
+            answered=isinstance(guest.response, Ok),
         )
 
     def _call(self, conversation: Conversation, call: Callable[[object, int, int, int], int | None]) -> int | None:
         guest = self.guest
-        parameters = ctypes.create_string_buffer(2 * abi.VALUE_BYTES)
-        address = ctypes.addressof(parameters)
-        abi.lower_own(guest, self._context, address, guest.lend(IncomingRequest(conversation.head)), self._request_type)
-        outparam = address + abi.VALUE_BYTES
-        abi.lower_own(guest, self._context, outparam, guest.lend(Outparam()), self._outparam_type)
+        address = self._parameters_at
+        lower_own(guest, self._context, address, guest.lend(IncomingRequest(conversation.head)), self._request_type)
+        outparam = address + VALUE_BYTES
+        lower_own(guest, self._context, outparam, guest.lend(Outparam()), self._outparam_type)
         context_set_epoch_deadline(self._context, 1)
         error = call(ctypes.byref(self._function), self._context, address, 2)
         abi.delete_value(address)
@@ -358,7 +366,7 @@ class Isolate:
         response = guest.response
         if response is None:
             return Outcome.HUNG, "the worker returned without a response"
-        if isinstance(response, abi.Err):
+        if isinstance(response, Err):
             return Outcome.EXCEPTION, f"the worker answered with the error {response.value[0]}"
         body = response.value.body
         if body is not None and not body.finished:
@@ -369,7 +377,7 @@ class Isolate:
         """What to say when a host function failed by itself, or None. The fault is the operator's to read, in the log:
         its text may name what a tenant must not see."""
         fault = self.guest.fault
-        if fault is None or isinstance(fault, abi.GuestTrap):
+        if fault is None or isinstance(fault, GuestTrap):
             return None
         _log.error("a host function failed", exc_info=fault)
         return f"the host failed ({type(fault).__name__})"
@@ -378,21 +386,14 @@ class Isolate:
         """Whether this isolate's memory is full, told by the mapping that goes when its store goes.
 
         The isolate is torn anyway, so it is closed here. A process that has less writable memory than one full isolate
-        is spared the two scans.
+        is spared the scan.
         """
         limit_bytes = self.limits.memory_bytes_max
         full_bytes = max(limit_bytes - _MEMORY_LEFT_BYTES, limit_bytes // 2)
         if memory_map.writable_bytes() < full_bytes:
             return False
         with _closing:
-            before = memory_map.linear_memories()
-            self._delete_store()
-            after = [memory_map.linear_memories()]
-            while memory_map.largest_gone(before, *after) >= full_bytes:
-                if len(after) == _SCANS:
-                    return True
-                after.append(memory_map.linear_memories())
-        return False
+            return memory_map.goes_with(self._delete_store, full_bytes)
 
     def close(self) -> None:
         """Delete the store and all it holds. Safe to call twice."""

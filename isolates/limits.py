@@ -3,7 +3,7 @@
 The numbers come from the worker's plan (``actors.worker.Limits``) and are lowered, never raised, on the way here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from isolates.outcome import Outcome
@@ -24,6 +24,8 @@ class IsolateLimits:
     memory_soft_bytes: int = 128 * MIB
     #: Growth beyond is refused inside the guest's call.
     memory_bytes_max: int = 160 * MIB
+    #: The C API lowers into one, and components of all toolchains have one. Each reserves 4 GiB of address space.
+    memories_max: int = 1
     log_bytes_max: int = 256 * 1024
     #: Live resources of one guest. A proxy-world request holds about a dozen; 1,024 leaves room for a wide fan-out of
     #: pollables and still bounds the host's table to some hundred kilobytes.
@@ -34,6 +36,18 @@ class IsolateLimits:
     #: Outgoing requests of one request, and how many of them may be open at once: the next one waits.
     subrequests_max: int = 50
     connections_max: int = 6
+
+
+def unmeasured(limits: IsolateLimits) -> IsolateLimits:
+    """The limits of a guest whose memory can not be measured: it is never given more than its soft limit.
+
+    That is a component which could not be rewritten (``memory_probe``), so nobody could see that it is over. Looking
+    into the kernel's table after each request would cost milliseconds in a process of thousands of isolates, and the
+    table does not say whose a memory is. What it loses is the room for a request that takes more than the next may.
+    """
+    if limits.memory_soft_bytes >= limits.memory_bytes_max:
+        return limits
+    return replace(limits, memory_bytes_max=limits.memory_soft_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ which the C side keeps pointers.
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from isolates import abi
 from isolates.native import NO_FINALIZER, Instance, must, prototype
+from isolates.wit import World
 
 _P, _SIZE, _FINALIZER = ctypes.c_void_p, ctypes.c_size_t, ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -43,11 +45,18 @@ LINKERS_MAX = 8
 BoundPart = tuple[bytes, object]
 
 
-class Linkers:
-    """The linkers of one engine."""
+def instantiate(linker: int, context: int, component: object, instance: Instance) -> int | None:
+    """Instantiate ``component`` in a store. An error, or None."""
+    error: int | None = _linker_instantiate(linker, context, component, ctypes.byref(instance))
+    return error
 
-    def __init__(self, engine: object, world: abi.World) -> None:
+
+class Linkers:
+    """The linkers of one engine: one for components without parts, at most ``linkers_max`` for the others."""
+
+    def __init__(self, engine: object, world: World, *, linkers_max: int = LINKERS_MAX) -> None:
         self._engine = engine
+        self._linkers_max = linkers_max
         self._destructor = abi.DESTRUCTOR(abi.destructor)
         self._callbacks = {
             interface.name: {name.encode(): abi.CALLBACK(callback) for name, callback in interface.callbacks.items()}
@@ -62,37 +71,37 @@ class Linkers:
         #: What was ever bound in a linker: a name can be bound to something else, but not be taken back.
         self._names: dict[int, set[bytes]] = {}
 
-    def instantiate(
-        self, context: int, component: object, parts: Sequence[BoundPart], instance: Instance
-    ) -> int | None:
-        """Instantiate ``component`` in a store, with ``parts`` for the modules that it imports. An error, or None.
+    @contextmanager
+    def bound(self, parts: Sequence[BoundPart], *, wait_s: float) -> Iterator[int | None]:
+        """A linker for one start, with ``parts`` for the modules that the component imports.
 
-        ``parts`` are compared by identity: a version hands in the same object each time.
+        None when all were in use for ``wait_s`` seconds. ``parts`` are compared by identity: a version hands in the
+        same object each time.
         """
         if not parts:
-            return self._run(self._plain, context, component, instance)
-        linker, bound = self._take(parts)
+            yield self._plain
+            return
+        taken = self._take(parts, wait_s)
+        if taken is None:
+            yield None
+            return
+        linker, bound = taken
         try:
             if bound is not parts:
                 bound = ()  # until all are bound it is nobody's: half of one version and half of another
                 self._bind(linker, parts)
                 bound = parts
-            return self._run(linker, context, component, instance)
+            yield linker
         finally:
             with self._lock:
                 self._idle.append((linker, bound))
                 self._lock.notify()
 
-    @staticmethod
-    def _run(linker: int, context: int, component: object, instance: Instance) -> int | None:
-        error: int | None = _linker_instantiate(linker, context, component, ctypes.byref(instance))
-        return error
-
-    def _take(self, parts: Sequence[BoundPart]) -> tuple[int, Sequence[BoundPart]]:
+    def _take(self, parts: Sequence[BoundPart], wait_s: float) -> tuple[int, Sequence[BoundPart]] | None:
         """A linker of one's own: one that has these parts, or the one that has been idle for longest."""
         with self._lock:
-            while not self._idle and self._built >= LINKERS_MAX:
-                self._lock.wait()
+            if not self._lock.wait_for(lambda: self._idle or self._built < self._linkers_max, wait_s):
+                return None
             if self._idle:
                 at = next((i for i, (_, bound) in enumerate(self._idle) if bound is parts), 0)
                 return self._idle.pop(at)

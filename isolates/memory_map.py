@@ -4,12 +4,24 @@ The bindings can refuse a guest's memory growth but neither report it nor read a
 linear memory is a reservation of 4 GiB and more of which a prefix is accessible, so in ``/proc/self/maps`` it shows as
 a run of adjacent mappings from one base, writable first, inaccessible behind. That tells an isolate that ran into its
 memory limit from one that trapped otherwise: the memory that disappears when its store is deleted was full.
+
+Which one disappears can not be told by addresses alone: with the address free, the next isolate's memory is put there,
+and may be full itself before anybody has looked. So one page of each full memory is locked first (``mlock``). Locks go
+with their mapping and do not come back with the next one at its place, and the kernel counts the locked pages.
 """
 
+import ctypes
+import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 
 #: The reservation behind a 32-bit memory: at least this much is inaccessible behind the prefix.
 _RESERVED_BYTES_MIN = 1 << 31
+#: Scans in which a memory that could not be marked must be missing before it counts as gone.
+_SCANS = 4
+
+_C = ctypes.CDLL(None)
+_C.mlock.argtypes = _C.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,49 @@ def linear_memories() -> list[LinearMemory]:
     """The linear memories of this process. Milliseconds with thousands of isolates: for the rare cases only."""
     with open("/proc/self/maps", encoding="ascii") as maps:
         return parse(maps.read())
+
+
+def _lock_a_page(memory: LinearMemory) -> bool:
+    """Lock the last page. Whether that can be had: a process without privileges may lock 64 KiB, or more."""
+    refused: int = _C.mlock(memory.base + memory.bytes - mmap.PAGESIZE, mmap.PAGESIZE)
+    return not refused
+
+
+def _unlock(memory: LinearMemory) -> None:
+    _C.munlock(memory.base + memory.bytes - mmap.PAGESIZE, mmap.PAGESIZE)
+
+
+def locked_bytes() -> int:
+    """Locked memory of this process."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        return next((int(line.split()[1]) for line in status if line.startswith("VmLck:")), 0) * 1024
+
+
+def goes_with(
+    delete: Callable[[], None], bytes_min: int, *, lock: Callable[[LinearMemory], bool] = _lock_a_page
+) -> bool:
+    """Whether a memory of ``bytes_min`` bytes and more goes when ``delete`` is called. It is not where there is none.
+
+    Meanwhile memories may come and grow, but no other may go, and nobody else in the process may lock or unlock pages.
+    """
+    full = [memory for memory in linear_memories() if memory.bytes >= bytes_min]
+    if not full:
+        return False
+    marked = [memory for memory in full if lock(memory)]
+    before_bytes = locked_bytes()
+    delete()
+    gone = locked_bytes() < before_bytes
+    for memory in marked:
+        _unlock(memory)
+    # What could not be marked is known by its address, and missed when another one is as large in its place by now.
+    unmarked = [memory for memory in full if memory not in marked]
+    scans: list[list[LinearMemory]] = []
+    while not gone and unmarked:
+        scans.append(linear_memories())
+        if not largest_gone(unmarked, *scans):
+            break
+        gone = len(scans) == _SCANS
+    return gone
 
 
 def largest_gone(before: list[LinearMemory], *after: list[LinearMemory]) -> int:

@@ -105,12 +105,12 @@ class Snapshot:
     component keeps the exports that were added to its modules, so that an engine's code stays what was compiled before.
     """
 
-    def __init__(self, component: bytes, *, vouched: bool = False) -> None:
+    def __init__(self, component: bytes, *, vouched: bool = False, code_bytes_max: int = CODE_BYTES_MAX) -> None:
         self._component = component
         self._vouched = vouched
         self._modules = _modules(Root.parse(component))
         if not vouched:
-            _check(self._modules)
+            _check(self._modules, code_bytes_max)
         if not any(m.core.has_memory for m in self._modules):
             raise NotUnderstood("no memory of its own")
 
@@ -176,10 +176,10 @@ def _modules(root: Root) -> list[_Module]:
     return found
 
 
-def _check(modules: list[_Module]) -> None:
+def _check(modules: list[_Module], code_bytes_max: int) -> None:
     """``NotUnderstood`` when running the modules' code could change what can not be read."""
     code_bytes = sum(len(m.core.payload(CODE)) for m in modules)
-    if sum(len(m.globals) for m in modules) > GLOBALS_MAX or code_bytes > CODE_BYTES_MAX:
+    if sum(len(m.globals) for m in modules) > GLOBALS_MAX or code_bytes > code_bytes_max:
         raise NotUnderstood("too much code or too many globals")
     if not all(hides_no_state(m.core) for m in modules):
         raise NotUnderstood("code that changes tables or segments")

@@ -1,7 +1,7 @@
 """The host side of WASI 0.2: one file a package, each a list of plain functions of plain values."""
 
-from isolates.abi import World
 from isolates.wasi import bulk, cli, clocks, denied, http, io, random
+from isolates.wit import World
 
 
 def world() -> World:

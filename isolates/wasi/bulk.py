@@ -6,9 +6,10 @@ rewriting put there, so one place per guest is enough.
 
 from typing import Any
 
-from isolates.abi import Ok, World
+from isolates.component_value import Ok
 from isolates.guest import Guest
 from isolates.wasi.io import WRITE_BYTES_MAX, read_blocking, read_now, write_and_flush, write_now
+from isolates.wit import World
 
 
 def define(world: World) -> None:

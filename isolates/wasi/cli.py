@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from isolates.abi import Err, GuestTrap, World
+from isolates.component_value import Err, GuestTrap
 from isolates.guest import Guest
 from isolates.outcome import Outcome
 from isolates.wasi.io import ALWAYS, WRITE_BYTES_MAX, EmptyInput, Pollable
+from isolates.wit import World
 
 
 class LogOutput:

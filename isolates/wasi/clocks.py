@@ -2,9 +2,9 @@
 
 import time
 
-from isolates.abi import World
 from isolates.guest import Guest
 from isolates.wasi.io import Timer
+from isolates.wit import World
 
 #: The clocks move at input and output only, so a finer resolution would promise what they do not keep.
 RESOLUTION_NS = 1_000

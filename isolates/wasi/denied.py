@@ -5,8 +5,10 @@ must be there. A worker can never hold a descriptor or a socket: creating one is
 so the methods on them cannot be reached; they trap, naming themselves, if a guest forges its way there.
 """
 
-from isolates.abi import Callback, Err, World, trap
+from isolates.abi import Callback, trap
+from isolates.component_value import Err
 from isolates.guest import Guest
+from isolates.wit import World
 
 _DESCRIPTOR_METHODS = """
     read-via-stream write-via-stream append-via-stream advise sync-data get-flags get-type set-size set-times read write

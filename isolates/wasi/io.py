@@ -9,8 +9,9 @@ is their own affair.
 import time
 from typing import Any, Protocol
 
-from isolates.abi import DONE, Err, GuestTrap, Ok, World
+from isolates.component_value import DONE, Err, GuestTrap, Ok
 from isolates.guest import Guest
+from isolates.wit import World
 
 #: How much one ``read`` gives at most: the link's chunk. A byte is 32 bytes while it passes the C API, so this is
 #: 2 MiB of transient memory.

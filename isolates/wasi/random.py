@@ -1,7 +1,8 @@
 """wasi:random. All three interfaces draw from the same cryptographic source: weaker would gain nothing here."""
 
-from isolates.abi import GuestTrap, World
+from isolates.component_value import GuestTrap
 from isolates.guest import Guest
+from isolates.wit import World
 
 #: Bytes in one call. Random bytes are a published way to exhaust a host (CVE-2026-27204); engines ask for 32 to seed.
 RANDOM_BYTES_MAX = 64 * 1024

@@ -25,6 +25,7 @@ from isolates import abi
 from isolates.artifact import Mapped
 from isolates.brevity import Brevity
 from isolates.compiler import prepared
+from isolates.component_value import GuestTrap
 from isolates.conversation import BodyLost, ConversationLost, FieldItems, ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts
 from isolates.engine import Sandbox
@@ -324,7 +325,7 @@ class Fuzz:
         self.endings[label] += 1
         if outcome is Outcome.EXCEPTION:
             self.traps[reason[:60]] += 1
-        at_fault = fault is not None and not isinstance(fault, abi.GuestTrap | ConversationLost)
+        at_fault = fault is not None and not isinstance(fault, GuestTrap | ConversationLost)
         if outcome not in _ENDINGS or at_fault:
             raise Fault(f"{outcome}: {reason}") from fault
         if "/" in reason and str(Path.cwd()) in reason:

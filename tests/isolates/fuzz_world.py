@@ -12,7 +12,8 @@ from typing import Any
 from unittest import mock
 
 from isolates import wasi
-from isolates.abi import HostFunction, Interface, World
+from isolates.abi import HostFunction
+from isolates.wit import Interface, World
 
 SCALARS = {
     "bool": 1, "u8": 1, "s8": 1, "u16": 2, "s16": 2, "u32": 4, "s32": 4, "u64": 8, "s64": 8,

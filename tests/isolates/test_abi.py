@@ -17,14 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isolates import abi
-from isolates.abi import Err, Interface, Ok, World
+from isolates import abi, component_resource
 from isolates.artifact import Mapped
+from isolates.component_value import Err, Ok
 from isolates.engine import Sandbox
 from isolates.isolate import Finished, Isolate
 from isolates.limits import IsolateLimits, Verdict
 from isolates.outcome import Outcome
 from isolates.wasi import world
+from isolates.wit import Interface, World
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC, compiled_text, handler
 from tests.scripted_conversation import ScriptedConversation
 
@@ -106,6 +107,10 @@ CASES = {
     "result": Case("(result)", "result", [[Ok(None), Err(None)]]),
     "result-ok": Case("(result (list u8))", "result<list<u8>>", [[Ok(b"x"), Ok(b""), Err(None)]]),
     "result-err": Case("(result (error u16))", "result<_, u16>", [[Ok(None), Err(9)]]),
+    "fields": Case(
+        "(tuple string (list u8))", "tuple<string, list<u8>>",
+        [[], [("a", b"")], [("content-type", b"text/plain"), ("", b"\xff" * 300), ("é", bytes(range(256)))]],
+    ),
     "own": Case(
         "(own $thing)", "own<thing>", [[]], '(export "thing" (type $thing (sub resource)))',
         lambda i: i.resource("thing"),
@@ -320,6 +325,17 @@ class TestResources:
             assert isolate.guest.resources == 0
         isolate.close()
 
+    def test_a_library_that_keeps_resources_otherwise_is_asked_in_calls_of_its_own(
+        self, values_box: ValuesSandbox, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(component_resource, "PAIR_AT", -1)
+        isolate = started(values_box, load(case_text("own")))
+        case = CASES["own"]
+        case.give = [Thing(), Thing()]
+        assert served(isolate).outcome is Outcome.HUNG
+        assert case.took == case.give
+        isolate.close()
+
     def test_the_table_has_a_cap_and_a_full_table_is_an_ending_not_an_exception(
         self, values_box: ValuesSandbox, load: Load
     ) -> None:
@@ -367,6 +383,15 @@ WRONG_IMPORTS = {
         "(i32.store (i32.const 64) (i32.const 1)) (call $wrong (i32.const 64) (i32.const 1))"),
     "a shorter tuple": (
         "test:abi/tuple", "take", '(func (param "values" (list (tuple string))))', "(param i32 i32)",
+        "(call $wrong (i32.const 64) (i32.const 1))"),
+    "numbers as fields": (
+        "test:abi/fields", "take", '(func (param "values" (list u64)))', "(param i32 i32)",
+        "(call $wrong (i32.const 64) (i32.const 1))"),
+    "fields without values": (
+        "test:abi/fields", "take", '(func (param "values" (list (tuple string))))', "(param i32 i32)",
+        "(call $wrong (i32.const 64) (i32.const 1))"),
+    "fields with numbers": (
+        "test:abi/fields", "take", '(func (param "values" (list (tuple string u64))))', "(param i32 i32)",
         "(call $wrong (i32.const 64) (i32.const 1))"),
     "another result": ("wasi:random/random", "get-random-u64", "(func (result string))", "(param i32)",
                        "(call $wrong (i32.const 16))"),
@@ -512,7 +537,7 @@ class TestTypeText:
 
     def test_signatures(self) -> None:
         signature = self.scope().signature("self: borrow<thing>, a: list<tuple<u8, string>>, b: u64) -> result<u8>")
-        assert signature.kinds == bytes([21, 13, 8])
+        assert [parameter.kind for parameter in signature.parameters] == [21, 13, 8]
         assert signature.lower is not None
-        assert self.scope().signature(")").kinds == b""
+        assert self.scope().signature(")").parameters == []
         assert self.scope().signature(")").lower is None

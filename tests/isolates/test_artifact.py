@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from wasmtime import WasmtimeError
 
-from isolates import artifact
 from isolates.artifact import ArtifactStore, Compiled, Piece, digest_of
 from isolates.engine import Sandbox, fingerprint
 from tests.isolates.guest_text import compiled_text, handler
@@ -163,11 +162,8 @@ class TestCollect:
 
 
 class TestMapping:
-    def test_the_least_recently_used_mapping_goes_first(
-        self, small: bytes, tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(artifact, "MAPPED_MAX", 2)
-        store = ArtifactStore(tmp_path)
+    def test_the_least_recently_used_mapping_goes_first(self, small: bytes, tmp_path: Path, box: Sandbox) -> None:
+        store = ArtifactStore(tmp_path, mapped_max=2)
         a, b, c = (install(store, small, n) for n in range(3))
         first_a, first_b = store.map(box, a), store.map(box, b)
         assert store.map(box, a) is first_a

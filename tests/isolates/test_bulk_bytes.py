@@ -15,7 +15,6 @@ from wasmtime import wat2wasm
 from wasmtime.component import Component
 
 from isolates import bulk_bytes
-from isolates import isolate as isolate_module
 from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
 from isolates.compiler import compile_and_start
 from isolates.component_binary import Root
@@ -581,9 +580,8 @@ class TestSeveralOfOneFunction:
                 assert heard(body[20 + size :]) == Heard(0, 40_000, size, 1, size, HIGH[:size])
             keeps_on(isolate, finished)
 
-    def test_with_another_memory(self, shapes: Shapes, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_with_another_memory(self, shapes: Shapes, start: Start) -> None:
         """Isolates have one memory, so this one's limit is lifted: what matters is that nothing lands in the other."""
-        monkeypatch.setattr(isolate_module, "_MEMORIES_MAX", 2)
         component = told(
             lowered="""
               (core module $second
@@ -622,7 +620,7 @@ class TestSeveralOfOneFunction:
               (export "fill" (func $fill))""",
         )
         for mapped in shapes(component).values():
-            isolate = start(mapped, **AMPLE)
+            isolate = start(mapped, memories_max=2, **AMPLE)
             for size in (1, 64, 5_000):
                 finished, body = tell(
                     isolate,

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from isolates.limits import IsolateLimits, Verdict, verdict_after
+from isolates.limits import IsolateLimits, Verdict, unmeasured, verdict_after
 from isolates.outcome import Outcome
 
 #: What becomes of an isolate whose guest came back by itself. Endings that a returned guest cannot have are
@@ -40,6 +40,13 @@ def test_the_defaults_are_those_of_the_plan() -> None:
     assert limits.header_bytes_max == 128 << 10
     with pytest.raises(dataclasses.FrozenInstanceError):
         limits.cpu_ms = 1.0  # type: ignore[misc]
+
+
+def test_who_can_not_be_measured_has_its_soft_limit_and_no_more() -> None:
+    limits = IsolateLimits(cpu_ms=7, memory_soft_bytes=10, memory_bytes_max=12)
+    assert unmeasured(limits) == IsolateLimits(cpu_ms=7, memory_soft_bytes=10, memory_bytes_max=10)
+    low = IsolateLimits(memory_soft_bytes=10, memory_bytes_max=8)
+    assert unmeasured(low) is low, "never more than it had"
 
 
 def test_the_names_of_endings_are_those_of_traces() -> None:

@@ -1,8 +1,14 @@
+"""Linear memories in the kernel's table, and how one of them is told to have gone."""
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from isolates import memory_map
 from isolates.limits import MIB
-from isolates.memory_map import LinearMemory, largest_gone, parse
+from isolates.memory_map import LinearMemory, goes_with, largest_gone, locked_bytes, parse
 from tests.isolates.conftest import Guests, Start
 from tests.scripted_conversation import ScriptedConversation
 
@@ -78,3 +84,102 @@ def test_a_real_memory_is_seen_to_come_grow_and_go(guests: Guests, start: Start)
     isolate.close()
     assert mine() == []
     assert largest_gone(before, memory_map.linear_memories()) == grown[0].bytes
+
+
+class Reservation:
+    """A linear memory as wasmtime makes them, with a guard before it, and without a guest."""
+
+    def __init__(self, size: int, *, at: int | None = None) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | (0 if at is None else _MAP_FIXED)
+        self.base: int = _C.mmap(None if at is None else at - MIB, 4 * GIB, 0, flags, -1, 0) + MIB
+        assert at in (None, self.base)
+        assert _C.mprotect(self.base, size, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+        self._is_there = True
+
+    def delete(self) -> None:
+        if self._is_there:
+            self._is_there = False
+            _C.munmap(self.base - MIB, 4 * GIB)
+
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # which Python's own mmap does not name
+_C = ctypes.CDLL(None)
+_C.mmap.restype = ctypes.c_void_p
+_C.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_C.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_C.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+Make = Callable[..., Reservation]
+#: Larger than what any guest of these tests has.
+FULL = 512 * MIB
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Reservation] = []
+
+    def reservation(size: int, *, at: int | None = None) -> Reservation:
+        made.append(Reservation(size, at=at))
+        return made[-1]
+
+    yield reservation
+    for one in made:
+        one.delete()
+
+
+class TestGoesWith:
+    def test_a_full_one_that_goes(self, make: Make) -> None:
+        _, mine, _ = make(FULL), make(FULL), make(FULL)
+        assert goes_with(mine.delete, FULL)
+
+    def test_a_small_one_that_goes_among_full_ones(self, make: Make) -> None:
+        _, mine, _ = make(FULL), make(MIB), make(FULL)
+        assert not goes_with(mine.delete, FULL)
+
+    def test_where_none_is_full_nothing_is_deleted(self) -> None:
+        assert not goes_with(lambda: pytest.fail("deleted"), FULL)
+
+    def test_one_in_whose_place_another_is_full_at_once(self, make: Make) -> None:
+        """Of two that run out of memory at the same moment, the second one where the first one was."""
+        mine = make(FULL)
+
+        def delete_and_come() -> None:
+            mine.delete()
+            make(FULL, at=mine.base)
+
+        assert goes_with(delete_and_come, FULL)
+
+    def test_one_that_comes_and_is_full_meanwhile(self, make: Make) -> None:
+        mine, _ = make(MIB), make(FULL)
+
+        def delete_and_come() -> None:
+            mine.delete()
+            make(FULL)
+
+        assert not goes_with(delete_and_come, FULL)
+
+    def test_no_lock_is_left(self, make: Make) -> None:
+        mine, other = make(FULL), make(FULL)
+        before = locked_bytes()
+        goes_with(mine.delete, FULL)
+        assert locked_bytes() == before
+        assert LinearMemory(other.base, FULL) in memory_map.linear_memories()
+
+    @pytest.mark.parametrize("marks_max", [0, 1])
+    def test_where_not_all_can_be_marked_addresses_tell(self, marks_max: int, make: Make) -> None:
+        marked: list[LinearMemory] = []
+
+        def lock(memory: LinearMemory) -> bool:
+            if len(marked) == marks_max:
+                return False
+            marked.append(memory)
+            return memory_map._lock_a_page(memory)
+
+        for place in (0, 2):
+            full = sorted((make(FULL) for _ in range(3)), key=lambda one: one.base)
+            assert goes_with(full[place].delete, FULL, lock=lock)
+            marked.clear()
+            small = make(MIB)
+            assert not goes_with(small.delete, FULL, lock=lock)
+            marked.clear()

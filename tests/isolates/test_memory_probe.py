@@ -11,11 +11,11 @@ from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
 from isolates.compiler import compile_and_start
 from isolates.component_binary import Root
 from isolates.engine import Sandbox
-from isolates.isolate import Isolate
+from isolates.isolate import Isolate, StartFailed
 from isolates.limits import MIB, IsolateLimits, Verdict
 from isolates.outcome import Outcome
 from isolates.wasm_binary import NotUnderstood
-from tests.isolates.conftest import Guests, Start
+from tests.isolates.conftest import Guests, Start, TextGuest
 from tests.isolates.guest_text import DROP_BOTH, IN_LIBC, handler
 from tests.scripted_conversation import ScriptedConversation
 
@@ -107,6 +107,41 @@ class TestSoftLimit:
         assert 0 < first < 20 * MIB
         assert isolate.run(ScriptedConversation()).verdict is Verdict.KEEP
         assert isolate.linear_bytes == first
+
+
+EIGHT = {"memory_soft_bytes": 8 * MIB, "memory_bytes_max": 16 * MIB, **AMPLE}
+
+
+class TestUnmeasured:
+    """A guest that could not be given the probe: its soft limit is where its memory ends."""
+
+    #: Grows by a MiB, and traps when that is refused.
+    GROWS = "(if (i32.lt_s (memory.grow (i32.const 16)) (i32.const 0)) (then unreachable))"
+
+    def test_it_never_has_more_than_its_soft_limit(self, text_guest: TextGuest, start: Start) -> None:
+        mapped = text_guest(body=f"(loop $more {self.GROWS} (br $more))")
+        assert mapped.memory_pages is None
+        finished = start(mapped, **EIGHT).run(ScriptedConversation())
+        assert (finished.outcome, finished.verdict) == (Outcome.EXCEEDED_MEMORY, Verdict.KILL)
+        assert finished.reason == "more than 8 MiB of memory"
+
+    def test_it_may_go_on_where_it_is_refused(self, text_guest: TextGuest, start: Start) -> None:
+        """As a guest may that is refused what is beyond its hard limit. 1 page and 7 MiB: another one is too much."""
+        ends = "(if (i32.ne (memory.size) (i32.const 113)) (then unreachable))"
+        loop = "(loop $more (br_if $more (i32.ge_s (memory.grow (i32.const 16)) (i32.const 0))))"
+        isolate = start(text_guest(body=f"{DROP_BOTH} {loop} {ends}"), **EIGHT)
+        finished = isolate.run(ScriptedConversation())
+        assert finished.outcome is Outcome.HUNG, finished
+
+    def test_a_start_beyond_it_fails(self, box: Sandbox, text_guest: TextGuest) -> None:
+        failed = Isolate.start(box, text_guest(pages="200"), IsolateLimits(memory_soft_bytes=8 * MIB), bytes)
+        assert isinstance(failed, StartFailed)
+        assert failed.reason == "it needs more than its 8 MiB of memory, or more than one."
+
+    def test_one_that_is_measured_may_have_more_for_a_request(self, guests: Guests, start: Start) -> None:
+        isolate = start(guests("hoard"), **EIGHT)
+        finished = isolate.run(ScriptedConversation("/?mib=10"))
+        assert (finished.outcome, finished.verdict) == (Outcome.OK, Verdict.CONDEMN)
 
 
 class TestANameOfTheHosts:

@@ -96,6 +96,13 @@ def test_a_marked_component_begins_after_its_rehearsals_in_memory_and_globals(de
     assert deploy.statuses(marked(counting())) == [200 + 11 * (seen + 1), 200 + 11 * (seen + 2)]
 
 
+def test_the_instrumented_form_does_not_stay_in_the_store(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    compiled = compile_and_start(marked(counting()), store, IsolateLimits())
+    assert isinstance(compiled, Compiled)
+    assert {file.stem for file in store.directory.glob("*.cwasm")} == {p.source_digest for p in compiled.pieces}
+
+
 def test_one_that_does_not_answer_its_rehearsals_runs_as_it_came(deploy: Deploy, tmp_path: Path) -> None:
     compiled = compile_and_start(marked(counting(answers=False)), ArtifactStore(tmp_path), IsolateLimits())
     assert isinstance(compiled, Compiled)

@@ -14,10 +14,10 @@ from wasmtime import wat2wasm
 from wasmtime.component import Component
 
 from isolates import snapshot
-from isolates.abi import GuestTrap
 from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
 from isolates.compiler import Shown, compile_and_start
 from isolates.component_binary import Root
+from isolates.component_value import GuestTrap, integer
 from isolates.engine import Sandbox
 from isolates.isolate import Isolate
 from isolates.limits import MIB, IsolateLimits
@@ -115,9 +115,9 @@ def same(load: Load, encoded: bytes, *asked: str) -> list[int]:
         binary = module.parts[0]
         assert isinstance(binary, bytes)
         assert not CoreModule.parse(binary).payload(START), "start-up would run again"
-    answers = [[isolate.ask(name, [], "u64") for name in asked] for isolate in (load(encoded), load(done))]
+    answers = [[isolate.ask(name, [], integer("u64")) for name in asked] for isolate in (load(encoded), load(done))]
     assert answers[0] == answers[1]
-    assert load(taken(load, done)).ask(asked[0], [], "u64") == answers[0][0], "a snapshot of a snapshot"
+    assert load(taken(load, done)).ask(asked[0], [], integer("u64")) == answers[0][0], "a snapshot of a snapshot"
     return answers[0]
 
 
@@ -418,12 +418,11 @@ class TestRefused:
             with pytest.raises(NotUnderstood, match="too many globals"):
                 Snapshot(encoded)
 
-    def test_too_much_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_much_code(self) -> None:
         small, large = (component(f"(memory 1) {STARTS} (func $f {'nop ' * count})") for count in (10, 2_000))
-        monkeypatch.setattr(snapshot, "CODE_BYTES_MAX", 1_000)
-        Snapshot(small)
+        Snapshot(small, code_bytes_max=1_000)
         with pytest.raises(NotUnderstood, match="too much code"):
-            Snapshot(large)
+            Snapshot(large, code_bytes_max=1_000)
 
     @pytest.mark.parametrize(
         ("items", "more", "why"),
@@ -523,7 +522,7 @@ class TestAtDeploy:
         assert made.snapshot_saves_ms == 0
         isolate = Isolate.start(box, store.map(box, made.component_digest), LIMITS, secrets.token_bytes)
         assert isinstance(isolate, Isolate)
-        assert isolate.ask("seen", [], "u64") == 3
+        assert isolate.ask("seen", [], integer("u64")) == 3
         isolate.close()
 
     def test_a_start_that_fails_fails_as_before(self, tmp_path: Path) -> None:

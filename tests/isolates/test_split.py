@@ -1,18 +1,19 @@
 """One engine for all tenants: the same code for each, and for none a byte of another's data."""
 
+import math
 import os
 import queue
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from wasmtime import Module, wat2wasm
 from wasmtime.component import Component
 
-from isolates import compiler, linkers
 from isolates import component_binary as binary
-from isolates import isolate as isolate_module
+from isolates import linkers
 from isolates.acceptance import Rejected
 from isolates.artifact import ArtifactStore, Compiled, Mapped, digest_of
 from isolates.compiler import compile_and_start
@@ -21,7 +22,6 @@ from isolates.engine import Sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits, Verdict
 from isolates.linkers import LINKERS_MAX, Linkers
-from isolates.native import Instance
 from isolates.split import PARTS_MAX, SHARED_CODE_BYTES_MIN, split
 from isolates.wasm_binary import CoreModule, NotUnderstood
 from tests.isolates.conftest import ROOT, Start
@@ -112,14 +112,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     return ArtifactStore(tmp_path_factory.mktemp("artifacts"))
 
 
-@pytest.fixture
-def no_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow moment of this machine must not look like a slow start-up, which is another program afterwards."""
-    monkeypatch.setattr(compiler, "SNAPSHOT_CPU_MS_MIN", float("inf"))
-
-
-def compiled(component: bytes, store: ArtifactStore) -> Compiled:
-    result = compile_and_start(component, store, IsolateLimits(startup_cpu_ms=5_000))
+def compiled(
+    component: bytes, store: ArtifactStore, progress: Callable[[str], None] = lambda phase: None, **limits: int
+) -> Compiled:
+    """Without snapshots: a slow moment of this machine must not look like a slow start-up, which is another program
+    afterwards."""
+    at_most = IsolateLimits(startup_cpu_ms=5_000, **limits)
+    result = compile_and_start(component, store, at_most, progress, snapshot_cpu_ms_min=math.inf)
     assert isinstance(result, Compiled), result
     return result
 
@@ -132,7 +131,6 @@ def status(isolate: Isolate) -> int:
     return conversation.response.status
 
 
-@pytest.mark.usefixtures("no_snapshots")
 class TestSplit:
     def test_tenants_share_all_but_their_data(self) -> None:
         one = split(Root.parse(engine(1)))
@@ -149,8 +147,7 @@ class TestSplit:
     def test_pieces_are_compiled_once_and_each_tenant_has_its_data(self, store: ArtifactStore, box: Sandbox) -> None:
         phases: list[str] = []
         first = compiled(engine(10), store)
-        second = compile_and_start(engine(20, pages=3), store, IsolateLimits(), phases.append)
-        assert isinstance(second, Compiled)
+        second = compiled(engine(20, pages=3), store, phases.append)
         assert [phase.split(",")[0] for phase in phases] == ["compiling 2 of 3", "starting"]
         assert [piece.shared for piece in first.pieces] == [False, False, True]
         assert first.pieces[0] == second.pieces[0]
@@ -209,15 +206,14 @@ class TestSplit:
         assert len(box.linkers._idle) == box.linkers._built, "all came back"
 
 
-@pytest.mark.usefixtures("no_snapshots")
 class TestWhole:
     """What can not be taken apart runs as it came."""
 
-    def whole(self, component: bytes, store: ArtifactStore, box: Sandbox, start: Start) -> Isolate:
-        result = compiled(component, store)
+    def whole(self, component: bytes, store: ArtifactStore, box: Sandbox, start: Start, **limits: int) -> Isolate:
+        result = compiled(component, store, **limits)
         assert len(result.pieces) == 1
         assert not result.pieces[0].shared
-        return start(store.map(box, result.component_digest))
+        return start(store.map(box, result.component_digest), **limits)
 
     @pytest.mark.parametrize(
         ("items", "started"),
@@ -235,14 +231,11 @@ class TestWhole:
         items = '(global $base i32 (i32.const 64)) (data (global.get $base) "\\21")'
         assert status(self.whole(engine(1, items=items), store, box, start)) == 233
 
-    def test_a_module_that_is_instantiated_twice(
-        self, store: ArtifactStore, box: Sandbox, start: Start, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(isolate_module, "_MEMORIES_MAX", 2)
+    def test_a_module_that_is_instantiated_twice(self, store: ArtifactStore, box: Sandbox, start: Start) -> None:
         component = engine(7, more='(core instance (instantiate $engine (with "host" (instance $host))))')
         with pytest.raises(NotUnderstood, match="more than once"):
             split(Root.parse(component))
-        assert status(self.whole(component, store, box, start)) == 207
+        assert status(self.whole(component, store, box, start, memories_max=2)) == 207
 
     def test_little_code(self, store: ArtifactStore, box: Sandbox, start: Start) -> None:
         assert status(self.whole(engine(8, code=""), store, box, start)) == 208
@@ -271,7 +264,6 @@ def thief(called: str, *, code: str = "") -> bytes:
     return engine(1, imports=imports, more=more, code=code)
 
 
-@pytest.mark.usefixtures("no_snapshots")
 class TestTheft:
     """A name that the host binds for one tenant, asked for by another."""
 
@@ -357,8 +349,8 @@ class TestTheft:
         with monkeypatch.context() as broken:
             broken.setattr(linkers, "_add_module", lambda *_: 1)
             broken.setattr(linkers, "must", lambda error: (_ for _ in ()).throw(RuntimeError("no room")))
-            with pytest.raises(RuntimeError, match="no room"):
-                box.linkers.instantiate(0, None, other.parts, Instance())
+            with pytest.raises(RuntimeError, match="no room"), box.linkers.bound(other.parts, wait_s=0):
+                pass
         assert [status(start(mapped)) for mapped in (other, one, other, other)] == [330, 320, 330, 330]
         assert len(box.linkers._idle) == box.linkers._built == 1
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isolates.abi import GuestTrap, Ok
+from isolates.component_value import GuestTrap, Ok
 from isolates.conversation import BodyLost
 from isolates.engine import Sandbox
 from isolates.isolate import Finished, RunningGuest

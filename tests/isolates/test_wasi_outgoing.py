@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from isolates.abi import DONE, Err, GuestTrap, Ok
+from isolates.component_value import DONE, Err, GuestTrap, Ok
 from isolates.conversation import ResponseHead
 from isolates.engine import Sandbox
 from isolates.isolate import RunningGuest

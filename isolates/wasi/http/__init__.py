@@ -9,8 +9,8 @@ One file a noun: ``fields``, ``error_code``; ``incoming`` is the client's reques
 is what bodies of responses and of requests have in common.
 """
 
-from isolates.abi import World
 from isolates.wasi.http import answer, error_code, fields, incoming, outgoing_body, request, response
+from isolates.wit import World
 
 
 def define(world: World) -> None:

@@ -6,7 +6,7 @@ it ends the exchange.
 
 from typing import Any
 
-from isolates.abi import Err, Interface, Ok
+from isolates.component_value import Err, Ok
 from isolates.conversation import BodyLost, FieldItems, ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, OutgoingTimeouts
 from isolates.guest import Guest
@@ -14,6 +14,7 @@ from isolates.wasi.http.exchange import Exchange, begin
 from isolates.wasi.http.fields import Fields
 from isolates.wasi.http.request import OutgoingRequest, RequestOptions
 from isolates.wasi.io import StreamFailed, Wait
+from isolates.wit import Interface
 
 _FAILED: Err[None] = Err(None)
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from isolates.abi import Interface
 from isolates.guest import Guest
 from isolates.wasi.io import IoError
+from isolates.wit import Interface
 
 #: Case -> the type of its payload, or None.
 CASES: dict[str, str | None] = {

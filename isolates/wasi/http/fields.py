@@ -1,11 +1,13 @@
 """``fields``: the headers and trailers of every message a guest reads or writes."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
-from isolates.abi import DONE, Err, Interface, Ok
+from isolates.component_value import DONE, Err, Ok
 from isolates.guest import Guest
 from isolates.outcome import Outcome
+from isolates.wit import Interface
 
 #: Field names that only the HTTP layer below may set (RFC 9110 section 7.6.1, and Host, which is the authority).
 FORBIDDEN = frozenset(
@@ -14,9 +16,23 @@ FORBIDDEN = frozenset(
 )
 #: A token of RFC 9110 section 5.6.2, up to the length of a name that anybody uses, and far beyond it.
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,1024}\Z")
+_NAME_CHARS_MAX = 1_024
 _VALUE_JUNK = re.compile(rb"[\x00\r\n]")
 
 _INVALID, _FORBIDDEN, _IMMUTABLE = (Err((c, None)) for c in ("invalid-syntax", "forbidden", "immutable"))
+
+
+def _lower_name(name: str) -> str | Err[Any]:
+    """The name in lower case, or why a guest may not set it."""
+    return _known_name(name) if len(name) <= _NAME_CHARS_MAX else _INVALID
+
+
+@lru_cache(maxsize=1_024)  # a service has a few dozen names; with the longest of names this is 2 MiB
+def _known_name(name: str) -> str | Err[Any]:
+    if not TOKEN.match(name):
+        return _INVALID
+    lower = name.lower()
+    return _FORBIDDEN if lower in FORBIDDEN else lower
 
 
 class Fields:
@@ -27,29 +43,34 @@ class Fields:
     def __init__(self, items: list[tuple[str, bytes]], *, mutable: bool) -> None:
         self.items = items
         self.mutable = mutable
-        self.bytes = sum(len(n) + len(v) for n, v in items)
+        self.bytes = sum([len(n) + len(v) for n, v in items])
 
     def problem(self, name: str, values: list[bytes]) -> Err[Any] | None:
         """Why ``values`` may not stand under ``name``, or None."""
         if not self.mutable:
             return _IMMUTABLE
-        if not TOKEN.match(name) or any(_VALUE_JUNK.search(v) for v in values):
+        lower = _lower_name(name)
+        if lower is _INVALID or any(_VALUE_JUNK.search(v) for v in values):
             return _INVALID
-        return _FORBIDDEN if name.lower() in FORBIDDEN else None
+        return lower if isinstance(lower, Err) else None
 
     def remove(self, name: str) -> None:
         """Take out every value of ``name``, which is in lower case."""
         self.items[:] = [item for item in self.items if item[0] != name]
-        self.bytes = sum(len(n) + len(v) for n, v in self.items)
+        self.bytes = sum([len(n) + len(v) for n, v in self.items])
 
     def add(self, guest: Guest, name: str, values: list[bytes]) -> None:
         """Add ``values`` under ``name``, which is in lower case."""
-        self.bytes += sum(len(name) + len(v) for v in values)
-        if len(self.items) + len(values) > guest.limits.headers_max or self.bytes > guest.limits.header_bytes_max:
-            # WASI 0.2 has no case for "too many"; a guest that fills the host's memory with fields is ended.
+        self.take([(name, v) for v in values], guest)
+
+    def take(self, items: list[tuple[str, bytes]], guest: Guest) -> None:
+        """Add ``items``. WASI 0.2 has no case for "too many", so a guest that fills the host with fields is ended."""
+        bytes_ = self.bytes + sum([len(n) + len(v) for n, v in items])
+        if len(self.items) + len(items) > guest.limits.headers_max or bytes_ > guest.limits.header_bytes_max:
             guest.log("stderr", "too many header fields")
             guest.end(Outcome.EXCEPTION)
-        self.items.extend((name, v) for v in values)
+        self.items.extend(items)
+        self.bytes = bytes_
 
     def content_length(self) -> int | None:
         """The declared length of the body, None when there is none. ``ValueError`` when there is no telling."""
@@ -74,12 +95,16 @@ def define(types: Interface) -> None:
         "[static]fields.from-list: func(entries: list<tuple<string, list<u8>>>) -> result<own<fields>, header-error>"
     )
     def from_list(guest: Guest, entries: list[tuple[str, bytes]]) -> Any:
-        fields = Fields([], mutable=True)
+        items: list[tuple[str, bytes]] = []
         for name, value in entries:
-            problem = fields.problem(name, [value])
-            if problem is not None:
-                return problem
-            fields.add(guest, name.lower(), [value])
+            lower = _lower_name(name)
+            if lower is _INVALID or _VALUE_JUNK.search(value):
+                return _INVALID
+            if isinstance(lower, Err):
+                return lower
+            items.append((lower, value))
+        fields = Fields([], mutable=True)
+        fields.take(items, guest)
         return Ok(fields)
 
     @types.func("[method]fields.get: func(self: borrow<fields>, name: string) -> list<list<u8>>")

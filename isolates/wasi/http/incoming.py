@@ -2,11 +2,12 @@
 
 from typing import Any, Protocol
 
-from isolates.abi import Err, Interface, Ok
+from isolates.component_value import Err, Ok
 from isolates.conversation import BodyLost, FieldItems, RequestHead
 from isolates.guest import Guest
 from isolates.wasi.http.fields import Fields
 from isolates.wasi.io import ALWAYS, InputStream, Pollable, StreamFailed, Wait
+from isolates.wit import Interface
 
 METHODS = ("get", "head", "post", "put", "delete", "connect", "options", "trace", "patch")
 _FAILED: Err[None] = Err(None)

@@ -2,13 +2,14 @@
 
 from typing import Any, NoReturn
 
-from isolates.abi import DONE, Err, Interface, Ok
+from isolates.component_value import DONE, Err, Ok
 from isolates.conversation import FieldItems
 from isolates.egress import ErrorCode
 from isolates.guest import Guest
 from isolates.outcome import Outcome
 from isolates.wasi.http.fields import Fields
 from isolates.wasi.io import WRITE_BYTES_MAX, OutputStream
+from isolates.wit import Interface
 
 #: Written while its head can not go yet, in all bodies of a request together; a guest that writes more than this
 #: without ever answering or asking is stuck, not slow.

@@ -6,11 +6,12 @@ Setters refuse what could not stand in a request line or in a URL, so that whoev
 import re
 from typing import Any
 
-from isolates.abi import DONE, Err, Interface, Ok
+from isolates.component_value import DONE, Err, Ok
 from isolates.egress import ErrorCode, OutgoingHead, OutgoingTimeouts
 from isolates.guest import Guest
 from isolates.wasi.http.fields import TOKEN, Fields
 from isolates.wasi.http.request_body import RequestBody
+from isolates.wit import Interface
 
 _FAILED: Err[None] = Err(None)
 #: As long as the longest registered method three times over.

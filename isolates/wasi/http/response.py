@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from isolates.abi import DONE, Err, Interface, Ok
+from isolates.component_value import DONE, Err, Ok
 from isolates.conversation import ConversationLost, ResponseHead
 from isolates.guest import Guest
 from isolates.outcome import Outcome
 from isolates.wasi.http.fields import Fields
 from isolates.wasi.http.outgoing_body import OutgoingBody
 from isolates.wasi.io import ALWAYS, WRITE_BYTES_MAX, Pollable
+from isolates.wit import Interface
 
 _FAILED: Err[None] = Err(None)
 
