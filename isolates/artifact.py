@@ -282,6 +282,11 @@ class ArtifactStore:
                 self._mapped.move_to_end(component_digest)
             return mapped
 
+    def forget(self, component_digest: str) -> Mapped | None:
+        """Keep a component's mapping no longer: it goes with the last reference to it, which may be the result."""
+        with self._lock:
+            return self._mapped.pop(component_digest, None)
+
     def _map(self, box: Sandbox, component_digest: str) -> Mapped:
         compiled = self.compiled(component_digest)
         if compiled is None or not all(self._plausible(piece) for piece in compiled.pieces):

@@ -26,7 +26,7 @@ from pathlib import Path
 from wasmtime import Module, WasmtimeError
 from wasmtime.component import Component
 
-from isolates import bulk_bytes, memory_probe
+from isolates import bulk_bytes, dead_exports, immortal, memory_probe
 from isolates.acceptance import Rejected, rejected_by_type
 from isolates.artifact import ArtifactStore, Compiled, Mapped, Piece, digest_of, encode_compiled
 from isolates.component_binary import Root
@@ -35,9 +35,9 @@ from isolates.engine import Sandbox, cause_of, sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
-from isolates.rehearsal import REHEARSALS, Rehearsal, is_marked
+from isolates.rehearsal import LISTING_MARK, REHEARSALS, Rehearsal, is_marked
 from isolates.single_shot import is_single_shot
-from isolates.snapshot import Snapshot
+from isolates.snapshot import Snapshot, State
 from isolates.split import Split, split
 from isolates.wasm_binary import NotUnderstood
 
@@ -63,6 +63,7 @@ def prepared(component: bytes) -> tuple[Split | None, bool]:
         root = Root.parse(component)
         single_shot = is_single_shot(root)
         _rewrite(root)
+        dead_exports.strip(root)
         return split(root), single_shot
     except _NOT_OURS:
         # Not an error of the component: it is made in a way that this host does not take apart.
@@ -128,6 +129,8 @@ class _Job:
         self._progress = progress
         self._snapshot_cpu_ms_min = snapshot_cpu_ms_min
         self._single_shot = False
+        #: What the worker's glue lists of its interpreter's objects: None where it does not or must not be asked.
+        self._objects: bytes | None = b"" if is_marked(component, LISTING_MARK) else None
         #: Source digests of the pieces that the store did not have before.
         self._new: set[str] = set()
 
@@ -175,7 +178,14 @@ class _Job:
 
     def _rehearsed(self) -> Compiled | None:
         """The component as it is after a few requests that its own glue answers. None: it has to run as it came."""
-        shape = self._after(self._rehearse, vouched=True)
+        shape = self._after(self._rehearse_and_list, vouched=True)
+        if shape is not None and self._objects:
+            # Tried out as it is stored: what its glue says of its memory may be wrong.
+            tried = self._compile(shape, self._rehearse)
+            if isinstance(tried, Compiled):
+                return tried
+            self._objects = None
+            shape = self._after(self._rehearse, vouched=True)
         result = self._compile(shape) if shape is not None else None
         return result if isinstance(result, Compiled) else None
 
@@ -188,6 +198,25 @@ class _Job:
             if finished.outcome is not Outcome.OK or not rehearsal.finished or finished.logs:
                 return False
         return True
+
+    def _rehearse_and_list(self, isolate: Isolate) -> bool:
+        """Rehearse, and have the glue list its interpreter's objects where it can and shall."""
+        if not self._rehearse(isolate):
+            return False
+        if self._objects is not None:
+            listing = Rehearsal(immortal.PATH, b"")
+            finished = isolate.run(listing)
+            self._objects = bytes(listing.body) if finished.outcome is Outcome.OK and listing.finished else b""
+        return True
+
+    def _kept(self, state: State) -> State:
+        """The state of a snapshot as isolates get it."""
+        if not self._objects:
+            return state
+        memories = [memory and immortal.with_immortals(memory, self._objects) for memory in state.memories]
+        if any(memory is None and before is not None for memory, before in zip(memories, state.memories, strict=True)):
+            raise NotUnderstood("a list of objects that is none of this memory")
+        return State(memories, state.globals)
 
     def _after(self, life: Callable[[Isolate], bool], *, vouched: bool) -> Split | None:
         """The component as it is after a start and ``life``, prepared; None where that can not be had.
@@ -208,14 +237,14 @@ class _Job:
             try:
                 if (not vouched and isolate.guest.host_calls) or not life(isolate) or isolate.guest.resources:
                     return None
-                return prepared(snapshot.applied(snapshot.read(Shown(isolate))))[0]
+                return prepared(snapshot.applied(self._kept(snapshot.read(Shown(isolate)))))[0]
             finally:
                 isolate.close()
         except (*_NOT_OURS, WasmtimeError, GuestTrap, _Unacceptable):
             return None
 
-    def _compile(self, shape: Split) -> Compiled | Rejected:
-        """Compile and start the component in one shape."""
+    def _compile(self, shape: Split, life: Callable[[Isolate], bool] = lambda isolate: True) -> Compiled | Rejected:
+        """Compile and start the component in one shape, and see that it survives ``life``."""
         try:
             pieces, mapped = self._mapped(shape)
         except WasmtimeError as broken:
@@ -224,10 +253,14 @@ class _Job:
         except _Unacceptable as unacceptable:
             return unacceptable.rejected
         self._progress("starting")
-        started = Isolate.start(self._box, mapped, self._limits, secrets.token_bytes)
+        limits = replace(self._limits, cpu_ms=_REHEARSAL_CPU_MS)
+        started = Isolate.start(self._box, mapped, limits, secrets.token_bytes)
         if isinstance(started, StartFailed):
             return Rejected("startFailed", f"The component does not start: {started.reason}", started.advice)
+        survived = life(started)
         started.close()
+        if not survived:
+            return Rejected("startFailed", "The component does not answer after its rehearsal.", "")
         imports = set(mapped.component.type.imports(self._box.engine)) - {part.name for part in shape.parts}
         return Compiled(
             digest_of(self._component), len(self._component), tuple(pieces), tuple(sorted(imports)),

@@ -15,24 +15,30 @@ The authority is in the domain ``.invalid`` (RFC 6761), which no client's reques
 """
 
 from isolates.conversation import RequestHead, ResponseHead
+from isolates.immortal import LIST_BYTES_MAX
 from isolates.wasm_binary import COMPONENT_PREAMBLE, CUSTOM, NotUnderstood, Reader, name, section, sections
 
 MARK = b"everwarm-rehearsal"
+#: The mark of a build whose glue also lists its interpreter's objects when it is asked to (``immortal``).
+LISTING_MARK = b"everwarm-objects"
 AUTHORITY = "rehearsal.invalid"
 #: Twice round, so that what the second request of a kind does is settled too. A piece of body is as long as a host's.
 REHEARSALS = (("/text", b""), ("/json", b""), ("/body", b"r" * 1_000), ("/stream", b"r" * 70_000)) * 2
 
 
-def marked(component: bytes) -> bytes:
-    """The component with the mark, for builds whose glue keeps its promise."""
-    return component if is_marked(component) else component + section(CUSTOM, name(MARK))
+def marked(component: bytes, *marks: bytes) -> bytes:
+    """The component with the mark, and ``marks`` beside it, for builds whose glue keeps its promise."""
+    for mark in (MARK, *marks):
+        if not is_marked(component, mark):
+            component += section(CUSTOM, name(mark))
+    return component
 
 
-def is_marked(component: bytes) -> bool:
-    """Whether the component's build vouches for its rehearsal."""
+def is_marked(component: bytes, mark: bytes = MARK) -> bool:
+    """Whether the component's build vouches for its rehearsal, or for what ``mark`` says."""
     try:
         custom = (payload for number, payload in sections(component, COMPONENT_PREAMBLE) if number == CUSTOM)
-        return any(Reader(payload).name() == MARK for payload in custom)
+        return any(Reader(payload).name() == mark for payload in custom)
     except NotUnderstood:
         return False
 
@@ -40,11 +46,15 @@ def is_marked(component: bytes) -> bool:
 class Rehearsal:
     """One rehearsed request: a conversation with nobody."""
 
+    #: Of an answer is kept what the longest that anybody looks at has; the rest of a longer one is dropped.
+    KEPT_BYTES_MAX = LIST_BYTES_MAX
+
     def __init__(self, path: str, body: bytes) -> None:
         headers = (("host", AUTHORITY.encode()), ("accept", b"*/*"), ("user-agent", b"rehearsal"))
         self.head = RequestHead("POST" if body else "GET", "https", AUTHORITY, path, headers)
         self.answered: ResponseHead | None = None
         self.finished = False
+        self.body = bytearray()
         self._unread = body
 
     def body_ready(self) -> bool:
@@ -71,7 +81,8 @@ class Rehearsal:
         self.answered = head
 
     def send(self, data: bytes) -> None:
-        """Nobody takes it."""
+        """Keep it: most of it nobody looks at."""
+        self.body += data[: self.KEPT_BYTES_MAX - len(self.body)]
 
     def finish(self, trailers: object = ()) -> None:
         """The answer is whole."""

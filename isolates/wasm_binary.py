@@ -204,6 +204,10 @@ class CoreModule:
             reader.number()
         return names
 
+    def fields_imported_from(self, namespace: bytes) -> set[bytes]:
+        """What it imports from ``namespace``, by name."""
+        return {field for _, module, field, _ in self._imports() if module == namespace}
+
     def module_type(self) -> bytes:
         """Its type, as a component declares the type of a module that it imports."""
         types = self._types()

@@ -108,6 +108,13 @@ def js_hello_cold(bench: Workbench) -> Measured:
     return Measured({"js_hello_cold_ms": whole_ms}, notes)
 
 
+def js_second_cold(bench: Workbench) -> Measured:
+    """The same beside another JavaScript worker, as nearly every start is: the engine is mapped already."""
+    prepare = bench.mapping_beside("hello_js", "second_tenant_js")
+    whole_ms, notes = _cold(bench, prepare, bench.samples(60, quick=3))
+    return Measured({"js_hello_cold_beside_another_ms": whole_ms}, notes)
+
+
 def js_single_shot(bench: Workbench) -> Measured:
     """A stock fetch event, which answers once in its life: instantiate and answer, each time."""
     mapped = bench.mapped("fetch_event_js")

@@ -37,6 +37,7 @@ MEASUREMENTS = (
     Measurement(latency.js_hello_warm, ("hello_js",), (Figure("js_hello_warm_ms", 1.2),)),
     Measurement(latency.js_single_shot, ("fetch_event_js",), (Figure("js_single_shot_ms", 3.5),)),
     Measurement(latency.js_hello_cold, ("hello_js",), (Figure("js_hello_cold_ms", 4),)),
+    Measurement(latency.js_second_cold, ("hello_js", "second_tenant_js"), (Figure("js_hello_cold_beside_another_ms"),)),
     Measurement(latency.python_hello_warm, ("hello_python",), (Figure("python_hello_warm_ms", 3),)),
     Measurement(latency.python_hello_cold, ("hello_python",), (Figure("python_hello_cold_ms", 12),)),
     Measurement(latency.echo_1mib, ("echo",), (Figure("echo_1mib_ms", 25),)),

@@ -75,6 +75,18 @@ class Workbench:
         box, store, digest = self.box, ArtifactStore(self._directory), self._guests[guest].digest
         return lambda: store.map(box, digest)
 
+    def mapping_beside(self, guest: str, neighbour: str) -> Callable[[], Callable[[], Mapped]]:
+        """Functions that map the artifact anew in a process that keeps ``neighbour`` mapped, and the engine with it."""
+        box, store, digest = self.box, ArtifactStore(self._directory), self._guests[guest].digest
+        kept = store.map(box, self._guests[neighbour].digest)
+
+        def prepare() -> Callable[[], Mapped]:
+            assert kept.digest != digest
+            store.forget(digest)
+            return lambda: store.map(box, digest)
+
+        return prepare
+
     def start(self, mapped: Mapped, limits: IsolateLimits = LIMITS) -> Isolate:
         """A new isolate. ``WrongAnswer`` when it does not start."""
         isolate = Isolate.start(self.box, mapped, limits, secrets.token_bytes)

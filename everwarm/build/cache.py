@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Raise it when the same sources and tools are to give another component: a changed flag, recipe or wrapper.
-BUILDER_VERSION = "3"
+BUILDER_VERSION = "4"
 
 
 @dataclass(frozen=True, slots=True)

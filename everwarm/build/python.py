@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, source_inputs, wit_inputs
 from everwarm.build.tool import BuildError, run, tool_environment
-from isolates.rehearsal import marked
+from isolates.rehearsal import LISTING_MARK, marked
 
-_GLUE = ("worker_wasi.py", "worker_wsgi.py")
+_GLUE = ("worker_heap.py", "worker_wasi.py", "worker_wsgi.py")
 # The module that componentize-py starts from.
 _ENTRY = "everwarm_entry"
 # What is beside the worker in its component; a worker of that name would hide it.
@@ -83,7 +83,7 @@ def compile_component(project: Project) -> bytes:
         relevant=_worker_traceback,
         env=tool_environment(scratch) | {"PYTHONPATH": toolchain_path, "VIRTUAL_ENV": str(empty)},
     )
-    return marked((scratch / "worker.wasm").read_bytes())
+    return marked((scratch / "worker.wasm").read_bytes(), LISTING_MARK)
 
 
 def _glue() -> list[Input]:

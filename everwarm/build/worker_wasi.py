@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
+import worker_heap  # type: ignore[import-not-found]
 from componentize_py_types import Err, Ok  # type: ignore[import-not-found]
 from wit_world import exports  # type: ignore[import-not-found]
 from wit_world.imports.streams import InputStream, OutputStream, StreamError_Closed  # type: ignore[import-not-found]
@@ -69,7 +70,10 @@ def export_of(handler: Any, rehearsed: Any, variables: Mapping[str, str]) -> typ
         def handle(self, request: IncomingRequest, response_out: ResponseOutparam) -> Any:
             if not IncomingHandler._is_awake:
                 if request.authority() == _REHEARSAL:
-                    rehearser.handle(request, response_out)
+                    if request.path_with_query() == worker_heap.PATH:
+                        _show_heap(request, response_out)
+                    else:
+                        rehearser.handle(request, response_out)
                     # What is here now is in every instance's memory; a collection would only copy its pages.
                     gc.freeze()
                     return None
@@ -80,6 +84,15 @@ def export_of(handler: Any, rehearsed: Any, variables: Mapping[str, str]) -> typ
     return IncomingHandler
 
 
+def _show_heap(request: IncomingRequest, response_out: ResponseOutparam) -> None:
+    """Answer with the list of all objects."""
+    with Exchange(request, response_out) as exchange:
+        exchange.send_head(200, [("content-type", b"application/octet-stream")], has_body=True)
+        for piece in worker_heap.listed():
+            exchange.write(piece)
+        exchange.finish()
+
+
 def _wake_up(variables: Mapping[str, str]) -> None:
     """What every instance does once, because all begin as the same snapshot."""
     # The environment of the snapshot was replaced by the host's, which is empty.
@@ -87,7 +100,8 @@ def _wake_up(variables: Mapping[str, str]) -> None:
     # Else all of them would go on with the same random numbers. Its own way to a seed takes 20 calls to the host.
     random = sys.modules.get("random")
     if random is not None:
-        random.seed(os.urandom(16))
+        # A number: of bytes it would make a hash first.
+        random.seed(int.from_bytes(os.urandom(16)))
 
 
 class Exchange:

@@ -13,6 +13,7 @@ from isolates.engine import Sandbox, sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
 from tests.isolates.guest_text import compiled_text, handler
+from tests.isolates.host_functions import Functions
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +78,13 @@ def start(box: Sandbox) -> Iterator[Start]:
     for isolate in started:
         isolate.close()
     assert set(abi.GUESTS) <= before, "a closed isolate is still known"
+
+
+@pytest.fixture
+def types(box: Sandbox) -> Functions:
+    return Functions(box, "http/types")
+
+
+@pytest.fixture
+def streams(box: Sandbox) -> Functions:
+    return Functions(box, "io/streams")

@@ -113,12 +113,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 
 
 def compiled(
-    component: bytes, store: ArtifactStore, progress: Callable[[str], None] = lambda phase: None, **limits: int
+    component: bytes,
+    store: ArtifactStore,
+    progress: Callable[[str], None] = lambda phase: None,
+    *,
+    memories_max: int = 1,
 ) -> Compiled:
     """Without snapshots: a slow moment of this machine must not look like a slow start-up, which is another program
     afterwards."""
-    at_most = IsolateLimits(startup_cpu_ms=5_000, **limits)
-    result = compile_and_start(component, store, at_most, progress, snapshot_cpu_ms_min=math.inf)
+    limits = IsolateLimits(startup_cpu_ms=5_000, memories_max=memories_max)
+    result = compile_and_start(component, store, limits, progress, snapshot_cpu_ms_min=math.inf)
     assert isinstance(result, Compiled), result
     return result
 
@@ -209,11 +213,13 @@ class TestSplit:
 class TestWhole:
     """What can not be taken apart runs as it came."""
 
-    def whole(self, component: bytes, store: ArtifactStore, box: Sandbox, start: Start, **limits: int) -> Isolate:
-        result = compiled(component, store, **limits)
+    def whole(
+        self, component: bytes, store: ArtifactStore, box: Sandbox, start: Start, *, memories_max: int = 1
+    ) -> Isolate:
+        result = compiled(component, store, memories_max=memories_max)
         assert len(result.pieces) == 1
         assert not result.pieces[0].shared
-        return start(store.map(box, result.component_digest), **limits)
+        return start(store.map(box, result.component_digest), memories_max=memories_max)
 
     @pytest.mark.parametrize(
         ("items", "started"),

@@ -18,19 +18,9 @@ from isolates.wasi.http.response import Outparam
 from isolates.wasi.io import CLOSED, WRITE_BYTES_MAX, wait_for
 from tests.isolates.conftest import Start, TextGuest
 from tests.isolates.guest_text import IN_LIBC
-from tests.isolates.test_wasi import Functions, answer, case_of, guest_for, response_of
+from tests.isolates.host_functions import Functions, answer, case_of, guest_for, response_of
 from tests.local_origin import LocalOrigin, SocketEgress
 from tests.scripted_conversation import ScriptedConversation
-
-
-@pytest.fixture
-def types(box: Sandbox) -> Functions:
-    return Functions(box, "http/types")
-
-
-@pytest.fixture
-def streams(box: Sandbox) -> Functions:
-    return Functions(box, "io/streams")
 
 
 @pytest.fixture
