@@ -27,6 +27,7 @@ from typing import Final
 
 from actors.worker import (
     AUTHOR_CHARS_MAX,
+    CORDON_DEFAULT,
     REUSE_DEFAULT,
     Deployment,
     Limits,
@@ -190,6 +191,7 @@ class Catalog:
         author: str,
         at_ms: int,
         reuse: Reuse = REUSE_DEFAULT,
+        cordon: str = CORDON_DEFAULT,
     ) -> Version:
         """Writes down an upload and makes its version. Nothing runs yet: that is `deploy`.
 
@@ -209,6 +211,7 @@ class Catalog:
                 created_at_ms=at_ms,
                 author=author,
                 reuse=reuse,
+                cordon=cordon,
             )
             detail = {"version": version.to_plain(), "component_bytes": component_bytes}
             self._append(seq, ChangeKind.UPLOAD, worker, at_ms, author, detail)

@@ -123,8 +123,9 @@ class Deployer:
         """Run ``python -m isolates.compiler``; a crash or a time-out of it is the component's fault, not ours."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "isolates.compiler", str(source), str(self._store_directory),
-            str(limits.startup_cpu_ms), str(limits.memory_hard_bytes), stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=_LINE_BYTES_MAX,
+            str(limits.startup_cpu_ms), str(limits.memory_soft_bytes), str(limits.memory_hard_bytes),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
+            limit=_LINE_BYTES_MAX,
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None

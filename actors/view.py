@@ -11,14 +11,14 @@ import msgspec
 
 from actors.catalog import Deployed
 from actors.ring import Ring, worker_key
-from actors.worker import Deployment, Version
+from actors.worker import CORDON_DEFAULT, Deployment, Version
 from isolates.outcome import Outcome
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder()
 
-#: Cordons (groups of workers of one trust, semantics section 4.12) are one until manifests can name another.
-CORDON = "default"
+#: The cordon of a worker that nobody knows here.
+CORDON = CORDON_DEFAULT
 
 
 def encode_plain(plain: object) -> bytes:
@@ -56,15 +56,41 @@ class ClusterView:
     seq: int = 0
     ring: Ring | None = None
     workers: dict[str, Deployed] = field(default_factory=dict)
+    #: The ring before this one, and what was deployed when it ended: who has a new home since then.
+    ring_before: Ring | None = None
+    seq_before: int = 0
+
+    def key_of(self, worker: str) -> str:
+        """A worker's key in the ring: its cordon's name and its own."""
+        deployed = self.workers.get(worker)
+        return worker_key(CORDON if deployed is None else deployed.versions[0].cordon, worker)
 
     def home_of(self, worker: str) -> str | None:
         """The server that is home to a worker, by this view."""
-        return None if self.ring is None else self.ring.home_of(worker_key(CORDON, worker))
+        return None if self.ring is None else self.ring.home_of(self.key_of(worker))
+
+    def order_of(self, worker: str, most: int) -> list[str]:
+        """The first servers of a worker's order, its home first: who takes over, one after the other."""
+        return [] if self.ring is None else self.ring.successors(self.key_of(worker), most)
 
     def next_home_of(self, worker: str, here: str) -> str | None:
         """The first server of a worker's order that is not ``here``: who takes over when ``here`` cannot."""
-        order = [] if self.ring is None else self.ring.successors(worker_key(CORDON, worker), 2)
-        return next((server for server in order if server != here), None)
+        return next((server for server in self.order_of(worker, 2) if server != here), None)
+
+    def turn_ring(self, ring: Ring) -> bool:
+        """A new epoch. False, and nothing changes, when it is an old one."""
+        if ring.epoch <= self.epoch:
+            return False
+        self.ring_before, self.seq_before, self.ring = self.ring, self.seq, ring
+        return True
+
+    def has_moved(self, worker: str) -> bool:
+        """Whether a worker's home is another since the last epoch: if it is cold there, this is why."""
+        deployed = self.workers.get(worker)
+        if self.ring_before is None or deployed is None or deployed.seq > self.seq_before:
+            return False
+        before = self.ring_before.home_of(self.key_of(worker))
+        return before is not None and before != self.home_of(worker)
 
     @property
     def epoch(self) -> int:

@@ -21,11 +21,15 @@ from typing import Final, NewType
 
 WorkerName = NewType("WorkerName", str)
 
-PLAIN_SCHEMA: Final = 2
+PLAIN_SCHEMA: Final = 3
 """Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning.
 
-What is kept from schema 1 on is still read: 2 added a version's `reuse`, which is then the default one.
+What is kept from schema 1 on is still read: 2 added a version's `reuse` and 3 its `cordon`, which are then the default
+ones.
 """
+
+CORDON_DEFAULT: Final = "default"
+"""The group of workers of one trust that a worker is in whose deploy names no other."""
 
 _WORKER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")  # one DNS label: `<worker>.localhost` must be a host name
 _VERSION_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -41,6 +45,12 @@ _CHOICE_BUCKETS: Final = 10_000  # percentages are whole; 100 buckets each keep 
 def is_worker_name(text: str) -> bool:
     """True when `text` is a lower-case DNS label that starts with a letter, 1 to 63 characters."""
     return _WORKER_NAME.fullmatch(text) is not None
+
+
+def cordon_name(text: str) -> str:
+    """`text` as the name of a cordon, a group of workers of one trust: spelled like a worker's. Raises ValueError."""
+    _check_text("cordon", text, _WORKER_NAME)
+    return text
 
 
 def worker_name(text: str) -> WorkerName:
@@ -184,6 +194,8 @@ _CEILINGS: Final[Mapping[Plan, Limits]] = {
         cpu_ms=300_000,
         startup_cpu_ms=1_000,
         subrequests_max=10_000,
+        # Bodies are streamed: a large one takes time and connections, and no memory.
+        request_body_bytes_max=5_000_000_000,
         # A 32-bit memory ends at 4 GiB, so soft and hard may both be there: growth beyond fails in the guest anyway.
         memory_soft_bytes=4 * 1024 * _MIB,
         memory_hard_bytes=4 * 1024 * _MIB,
@@ -264,9 +276,11 @@ class Version:
     created_at_ms: int
     author: str
     reuse: Reuse = REUSE_DEFAULT
+    cordon: str = CORDON_DEFAULT  # versions of different cordons never share a host process
 
     def __post_init__(self) -> None:
         _check_text("worker", self.worker, _WORKER_NAME)
+        _check_text("cordon", self.cordon, _WORKER_NAME)
         _check_text("version_id", self.version_id, _VERSION_ID)
         _check_text("component_digest", self.component_digest, _DIGEST)
         if not isinstance(self.limits, Limits):
@@ -291,12 +305,13 @@ class Version:
             "created_at_ms": self.created_at_ms,
             "author": self.author,
             "reuse": self.reuse.to_plain(),
+            "cordon": self.cordon,
         }
 
     @classmethod
     def from_plain(cls, plain: object) -> Version:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        values = _checked(plain, "version", _VERSION_NAMES, since_2={"reuse": REUSE_DEFAULT.to_plain()})
+        values = _checked(plain, "version", _VERSION_NAMES, since=_VERSION_SINCE)
         values["reuse"] = Reuse.from_plain(values["reuse"])
         values["limits"] = Limits.from_plain(values["limits"])
         if values["plan"] not in _PLANS:
@@ -306,6 +321,10 @@ class Version:
 
 
 _VERSION_NAMES: Final = tuple(field.name for field in fields(Version))
+_VERSION_SINCE: Final[Mapping[int, Mapping[str, object]]] = {
+    2: {"reuse": REUSE_DEFAULT.to_plain()},
+    3: {"cordon": CORDON_DEFAULT},
+}
 _PLANS: Final = tuple(plan.value for plan in Plan)
 
 
@@ -388,11 +407,15 @@ def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
 
 
 def _checked(
-    plain: object, what: str, names: tuple[str, ...], schema: bool = True, since_2: Mapping[str, object] | None = None
+    plain: object,
+    what: str,
+    names: tuple[str, ...],
+    schema: bool = True,
+    since: Mapping[int, Mapping[str, object]] | None = None,
 ) -> dict[str, object]:
     """`plain` as a new dict with exactly `names` in it, its schema number checked and taken off.
 
-    `since_2`: what schema 1 did not have, with what it meant.
+    `since`: by schema number what those before it did not have, with what that meant.
     """
     if not isinstance(plain, dict):
         raise ValueError(f"{what}: must be a dict")
@@ -401,10 +424,10 @@ def _checked(
         number = values.pop("schema", None)
         if type(number) is not int or not 1 <= number <= PLAIN_SCHEMA:
             raise ValueError(f"schema: {what} has {number!r}, this program reads 1 to {PLAIN_SCHEMA}")
-        if number == 1 and since_2 is not None:
-            for given in values.keys() & since_2.keys():
-                raise ValueError(f"{given!r}: unknown in a {what} of schema 1")
-            values |= since_2
+        later = {name: meant for n, added in (since or {}).items() if number < n for name, meant in added.items()}
+        for given in values.keys() & later.keys():
+            raise ValueError(f"{given!r}: unknown in a {what} of schema {number}")
+        values |= later
     for name in names:
         if name not in values:
             raise ValueError(f"{name}: missing from {what}")

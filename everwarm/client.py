@@ -96,9 +96,13 @@ class Deployment:
 class AsyncClient:
     """A connection to a cluster, for programs with an event loop."""
 
-    def __init__(self, running: Running, control: Any, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, running: Running, control: Any, leave: Callable[[], None], look: Callable[[], Running | None]
+    ) -> None:
+        """``look``: what the cluster says of itself now."""
         self.running = running
         self._leave = leave
+        self._look = look
         self._round_robin = itertools.cycle(sorted(running.servers))
 
         async def introduce(address: str) -> Any:
@@ -113,6 +117,13 @@ class AsyncClient:
     def servers(self) -> list[str]:
         """The cluster's servers."""
         return sorted(self.running.servers)
+
+    def refresh(self) -> None:
+        """See which servers were added or removed since."""
+        running = self._look()
+        if running is not None and running.servers != self.running.servers:
+            self.running = running
+            self._round_robin = itertools.cycle(sorted(running.servers))
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -136,9 +147,12 @@ class AsyncClient:
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
+        cordon: str = "default",
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """Deploy ``component`` as worker ``name``. ``progress`` hears the phase and the seconds in it.
+
+        ``cordon`` names the group of workers of one trust that it belongs to; groups never share a host process.
 
         ``reuse`` may have ``max_requests`` and ``idle_s``: after how many requests, and after how many seconds without
         any, an isolate is let go. ``DeployFailed`` says what is wrong with the component or its limits; then nothing
@@ -150,6 +164,7 @@ class AsyncClient:
             "plan": plan,
             "limits": dict(limits or {}),
             "reuse": dict(reuse or {}),
+            "cordon": cordon,
             "component": data,
             "author": _author(),
         }
@@ -250,6 +265,11 @@ class AsyncClient:
         ]
         return counters | dict(await asyncio.gather(*(one(address) for address in more)))
 
+    async def members(self) -> dict[str, Any]:
+        """Who is in the cluster: ``epoch``, ``servers`` (homes with weights), ``members`` (each with its state)."""
+        plain: dict[str, Any] = decode_plain(await self._control("members", b""))
+        return plain
+
     async def configure_admission(self, server: str, **changes: int | float | bool) -> None:
         """Change how a server admits other machines' requests: ``in_flight_max``, ``queue_ms_max``, ``draining``."""
         peer = await self._peers.get(f"{server}/shard")
@@ -296,6 +316,8 @@ class AsyncClient:
         return await _calling(await self._server(server), method, payload)
 
     async def _server(self, name: str) -> Peer:
+        if name not in self.running.servers:
+            self.refresh()
         if name not in self.running.servers:
             raise EverwarmError(f"There is no server {name}; there are {', '.join(self.servers)}.")
         return await self._peers.get(f"{name}/server")
@@ -349,10 +371,13 @@ class Client:
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
+        cordon: str = "default",
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """See ``AsyncClient.deploy``."""
-        return self._wait(self._inner.deploy(name, component, plan=plan, limits=limits, reuse=reuse, progress=progress))
+        return self._wait(
+            self._inner.deploy(name, component, plan=plan, limits=limits, reuse=reuse, cordon=cordon, progress=progress)
+        )
 
     def remove(self, name: str) -> bool:
         """See ``AsyncClient.remove``."""
@@ -382,6 +407,14 @@ class Client:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """See ``AsyncClient.statistics``."""
         return self._wait(self._inner.statistics())
+
+    def refresh(self) -> None:
+        """See ``AsyncClient.refresh``."""
+        self._inner.refresh()
+
+    def members(self) -> dict[str, Any]:
+        """See ``AsyncClient.members``."""
+        return self._wait(self._inner.members())
 
     def configure_admission(self, server: str, **changes: int | float | bool) -> None:
         """See ``AsyncClient.configure_admission``."""
@@ -424,7 +457,7 @@ def _connect(home: Home | None) -> AsyncClient:
     from everwarm.cluster import attach
 
     control, leave = attach(running.ray_address)
-    return AsyncClient(running, control, leave)
+    return AsyncClient(running, control, leave, home.running)
 
 
 async def _calling(peer: Peer, method: str, payload: bytes) -> bytes:

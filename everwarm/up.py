@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from everwarm.home import Home, Running, is_alive
 
 if TYPE_CHECKING:
-    from everwarm.cluster import ClusterConfig
+    from everwarm.roles import ClusterConfig
 
 _DOWN_S = 30.0
 _DETACH_S = 90.0
@@ -84,6 +84,7 @@ async def _serve(
     on_ready: Callable[[Running], None],
 ) -> None:
     from everwarm.cluster import Cluster, StartFailed, ray_address
+    from everwarm.owner import Owner
 
     stop.attach(asyncio.get_running_loop())
     cluster = Cluster(config)
@@ -98,16 +99,26 @@ async def _serve(
             starting.result()
         except StartFailed as failed:
             raise UpFailed(str(failed)) from failed
-        running = Running(
-            os.getpid(), ray_address(), cluster.ports, config.address, time.time(), config.otlp_url,
-            tuple(sorted(_descendants(os.getpid()))),
-        )  # fmt: skip
-        home.set_running(running)
+        began_s = time.time()
+
+        def say_running() -> Running:
+            """Who there is now, for all who connect, and for who has to end what is left of it."""
+            running = Running(
+                os.getpid(), ray_address(), dict(cluster.ports), config.address, began_s, config.otlp_url,
+                tuple(sorted(_descendants(os.getpid()))),
+            )  # fmt: skip
+            home.set_running(running)
+            return running
+
+        owner = Owner(home, cluster, say_running)
+        await owner.start()
+        running = say_running()
         # Deploying and printing take their time; signals are heard meanwhile.
         ready = asyncio.create_task(asyncio.to_thread(on_ready, running))
         await stopping
         ready.cancel()
         progress("stopping")
+        await owner.stop()
     finally:
         stopping.cancel()
         with contextlib.suppress(Exception):

@@ -92,3 +92,53 @@ def test_a_split_gives_each_affinity_one_version() -> None:
         assert view.version_for("hello", b"r-%d" % i) == chosen
         seen[chosen.version_id] = True
     assert set(seen) == {OLD, NEW}
+
+
+# --------------------------------------------------------------------------------------------- the ring, as it turns
+
+SECRET = b"s" * 32
+NAMES = [f"w-{i}" for i in range(200)]
+
+
+def test_a_ring_turns_forward_only() -> None:
+    view = ClusterView()
+    assert view.turn_ring(Ring(4, {"server-1": 1}, SECRET))
+    assert not view.turn_ring(Ring(4, {"server-2": 1}, SECRET))
+    assert not view.turn_ring(Ring(3, {"server-2": 1}, SECRET))
+    assert view.home_of("hello") == "server-1"
+
+
+def test_who_has_a_new_home_and_was_there_before() -> None:
+    view = ClusterView()
+    view.turn_ring(Ring(1, {"server-1": 1, "server-2": 1}, SECRET))
+    for seq, worker in enumerate(NAMES, 1):
+        view.apply(seq, worker, deployed(seq, worker))
+    assert not any(view.has_moved(worker) for worker in NAMES)
+    before = {worker: view.home_of(worker) for worker in NAMES}
+    view.turn_ring(Ring(2, {"server-1": 1, "server-2": 1, "server-3": 1}, SECRET))
+    moved = {worker for worker in NAMES if view.has_moved(worker)}
+    assert moved == {worker for worker in NAMES if view.home_of(worker) == "server-3"}
+    assert moved == {worker for worker in NAMES if view.home_of(worker) != before[worker]}
+    # What is deployed after the ring turned was never anywhere else.
+    again = next(iter(moved))
+    view.apply(len(NAMES) + 1, again, deployed(len(NAMES) + 1, again))
+    assert not view.has_moved(again)
+    assert not view.has_moved("nobody")
+
+
+def test_a_cordon_is_part_of_a_workers_key() -> None:
+    view = ClusterView(ring=Ring(1, {f"server-{i}": 1 for i in range(9)}, SECRET))
+    inside = Version("hello", OLD, "ab" * 32, Limits.for_plan(Plan.PAID), Plan.PAID, 1_000, "ada", cordon="partners")
+    view.apply(1, "hello", Deployed(1, Deployment.whole("hello", OLD), (inside,)))
+    assert (view.key_of("hello"), view.key_of("other")) == ("partners/hello", "default/other")
+
+
+def test_the_order_begins_at_home() -> None:
+    view = ClusterView(ring=Ring(1, {f"server-{i}": 1 for i in range(9)}, SECRET))
+    for worker in NAMES[:20]:
+        order = view.order_of(worker, 4)
+        assert len(set(order)) == 4
+        assert order[0] == view.home_of(worker)
+        assert view.next_home_of(worker, order[0]) == order[1]
+        assert view.next_home_of(worker, "server-99") == order[0]
+    assert ClusterView().order_of("hello", 4) == []

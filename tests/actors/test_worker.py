@@ -14,6 +14,7 @@ from actors.worker import (
     Reuse,
     Share,
     Version,
+    cordon_name,
     is_worker_name,
     make_version_id,
     worker_name,
@@ -118,8 +119,27 @@ def test_version_and_deployment_survive_json() -> None:
     assert Deployment.from_plain(json.loads(json.dumps(deployment.to_plain()))) == deployment
 
 
+def test_a_version_of_schema_2_had_no_cordon() -> None:
+    plain: dict[str, object] = {**a_version().to_plain(), "schema": 2}
+    with pytest.raises(ValueError, match="'cordon': unknown in a version of schema 2"):
+        Version.from_plain(plain)
+    del plain["cordon"]
+    assert Version.from_plain(plain) == a_version()
+    assert a_version().cordon == "default"
+
+
+@pytest.mark.parametrize("cordon", ["", "Partners", "a/b", "9lives", "x" * 64])
+def test_a_cordon_is_named_like_a_worker(cordon: str) -> None:
+    with pytest.raises(ValueError, match=r"^cordon:"):
+        replace(a_version(), cordon=cordon)
+    with pytest.raises(ValueError, match=r"^cordon:"):
+        cordon_name(cordon)
+    assert cordon_name("partners") == replace(a_version(), cordon="partners").cordon
+
+
 def test_a_version_of_schema_1_had_no_reuse() -> None:
     plain: dict[str, object] = {**a_version().to_plain(), "schema": 1}
+    del plain["cordon"]
     with pytest.raises(ValueError, match="reuse"):
         Version.from_plain(plain)
     del plain["reuse"]
@@ -160,7 +180,7 @@ def test_why_isolates_are_let_go_early() -> None:
 
 
 @pytest.mark.parametrize("kind", [Limits, Version, Deployment])
-@pytest.mark.parametrize("schema", [0, 3, "1", None, True, 1.0])
+@pytest.mark.parametrize("schema", [0, 4, "1", None, True, 1.0])
 def test_an_unknown_schema_is_refused(kind: type[Limits | Version | Deployment], schema: object) -> None:
     with pytest.raises(ValueError, match=r"^schema:"):
         kind.from_plain({"schema": schema})

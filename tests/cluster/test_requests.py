@@ -118,10 +118,18 @@ def test_an_accepted_upload_is_streamed_to_the_home(site: Site) -> None:
     assert client.statistics()[f"{home}/shard"]["in_flight"] == 0
 
 
+def deploy_cold(site: Site, worker: str, zig: str) -> None:
+    """Deploy a worker and use up the isolate that a deploy starts: one of this version serves two requests."""
+    site.cluster.client.deploy(worker, WORKERS / zig / "worker.wasm", reuse={"max_requests": 2})
+    port = site.cluster.ports[site.homes[worker]]
+    starts = [fetch(site.cluster.tls(), port, f"{worker}.localhost", server_name="localhost") for _ in range(2)]
+    assert [answer.timing["start"] for answer in starts] == ["preload", "warm"]
+
+
 @pytest.mark.parametrize("server", ["server-1", "server-2", "server-3"])
 def test_a_cold_worker_over_a_new_tls_connection_is_prewarmed(site: Site, server: str) -> None:
     worker = f"fresh-{server}"
-    site.cluster.client.deploy(worker, WORKERS / "slow_start" / "worker.wasm")
+    deploy_cold(site, worker, "slow_start")
     home = site.homes[worker]
     before = _host(site, home)["isolates"]
     # The client hello names the worker, and that alone starts it where its request will run.
@@ -136,7 +144,7 @@ def test_a_cold_worker_over_a_new_tls_connection_is_prewarmed(site: Site, server
 
 
 def test_without_the_name_in_the_handshake_a_cold_worker_starts_cold(site: Site) -> None:
-    site.cluster.client.deploy("unnamed", WORKERS / "hello" / "worker.wasm")
+    deploy_cold(site, "unnamed", "hello")
     port = site.cluster.ports[site.homes["unnamed"]]
     answer = fetch(site.cluster.tls(), port, "unnamed.localhost", server_name="localhost")
     assert answer.timing["start"] == "cold"

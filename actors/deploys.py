@@ -1,0 +1,204 @@
+"""Deploys: from an upload to the version that answers, in the background, one job each.
+
+Everything that can be refused is refused before anything is changed. Then the code goes to every server that serves,
+and only then does the catalog change and every view with it. The switch and a change of the ring exclude each other
+(``changing``), so a server that joins meanwhile has the code, one way or the other.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from actors.catalog import Catalog, CatalogError
+from actors.deployer import Deployer
+from actors.distribution import Distribution
+from actors.fleet import Fleet
+from actors.peer import Calls, PeerFailed, PeerLost
+from actors.ring import worker_key
+from actors.view import decode_plain, deployed_to_plain, encode_plain
+from actors.worker import CORDON_DEFAULT, Deployment, Limits, Plan, Reuse, Version, cordon_name, worker_name
+from isolates.acceptance import Rejected
+
+_log = logging.getLogger("everwarm.deploys")
+
+#: Deploys whose result can still be asked for.
+_JOBS_MAX = 64
+#: The longest that a switch waits for the new version's first isolate. The home gives it 3 s, and this is the call.
+_PRELOAD_S_MAX = 5.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One deploy under way, as its client sees it."""
+
+    worker: str
+    phase: str = "queued"
+    since_s: float = field(default_factory=time.monotonic)
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    done: bool = False
+    error: dict[str, str] | None = None
+    result: dict[str, object] | None = None
+
+    def enter(self, phase: str) -> None:
+        """The next phase begins."""
+        now_s = time.monotonic()
+        self.phases.append((self.phase, round(now_s - self.since_s, 3)))
+        self.phase, self.since_s = phase, now_s
+
+
+class Deploys:
+    """What is deployed, and how that changes. ``hosts``: of each cordon, the host processes that a server has."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        deployer: Deployer,
+        distribution: Distribution,
+        fleet: Fleet,
+        *,
+        serving: Callable[[], list[str]],
+        home_of: Callable[[str], str | None],
+        changing: asyncio.Lock,
+        now_ms: Callable[[], int],
+        hosts: Mapping[str, int],
+        preload: bool,
+    ) -> None:
+        self._catalog = catalog
+        self._deployer = deployer
+        self._distribution = distribution
+        self._fleet = fleet
+        self._serving = serving
+        self._home_of = home_of
+        self._changing = changing
+        self._now_ms = now_ms
+        self._hosts = hosts
+        self._preload = preload
+        self._jobs: dict[str, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls: Calls = {
+            "deploy": self.deploy,
+            "deploy_progress": self.deploy_progress,
+            "remove": self.remove,
+        }
+
+    async def deploy(self, payload: bytes) -> bytes:
+        """Begin a deploy: ``{name, plan, limits, component, author}`` and, if it has them, ``reuse`` and ``cordon`` ->
+        ``{"job": id}``. Ask ``deploy_progress``.
+        """
+        plain = decode_plain(payload)
+        job_id = secrets.token_hex(8)
+        if len(self._jobs) >= _JOBS_MAX:
+            oldest = next((i for i, job in self._jobs.items() if job.done), None)
+            if oldest is None:
+                return encode_plain({"error": {"code": "busy", "message": "Too many deploys at once."}})
+            del self._jobs[oldest]
+        job = self._jobs[job_id] = Job(str(plain["name"]))
+        task = asyncio.create_task(self._run(job, plain))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return encode_plain({"job": job_id})
+
+    async def deploy_progress(self, payload: bytes) -> bytes:
+        """How a deploy goes: phase, seconds in it, the phases before, and at its end the result or the error."""
+        job = self._jobs.get(str(decode_plain(payload)["job"]))
+        if job is None:
+            return encode_plain({"done": True, "error": {"code": "unknownJob", "message": "No such deploy."}})
+        plain = asdict(job)
+        plain["in_phase_s"] = round(time.monotonic() - job.since_s, 3)
+        return encode_plain(plain)
+
+    async def remove(self, payload: bytes) -> bytes:
+        """End a worker's deployment; its history stays. ``{"removed": bool}``."""
+        plain = decode_plain(payload)
+        async with self._changing:
+            seq = self._catalog.remove(str(plain["name"]), str(plain["author"]), self._now_ms())
+            if seq is not None:
+                await self._publish_change(seq, str(plain["name"]))
+        return encode_plain({"removed": seq is not None})
+
+    async def _run(self, job: Job, plain: dict[str, object]) -> None:
+        try:
+            await self._deploy(job, plain)
+        except (ValueError, CatalogError) as wrong:
+            job.error = {"code": "refused", "message": f"{wrong}", "advice": ""}
+        except Exception:
+            _log.exception("deploying %s failed", job.worker)
+            job.error = {"code": "internalError", "message": "The deploy failed on the platform.", "advice": ""}
+        finally:
+            job.enter("failed" if job.error else "done")
+            job.done = True
+
+    async def _deploy(self, job: Job, plain: dict[str, object]) -> None:
+        name, author = worker_name(str(plain["name"])), str(plain["author"])
+        plan = Plan(str(plain["plan"]))
+        asked, component = plain["limits"], plain["component"]
+        assert isinstance(asked, dict)
+        assert isinstance(component, bytes)
+        limits = Limits.from_manifest(plan, asked)
+        wanted = plain.get("reuse", {})
+        assert isinstance(wanted, dict)
+        reuse = Reuse.from_manifest(wanted)
+        cordon = self._cordon(plain.get("cordon"))
+        compiled = await self._deployer.store(component, limits, job.enter)
+        if isinstance(compiled, Rejected):
+            job.error = asdict(compiled)
+            return
+        reuse = replace(reuse, single_shot=compiled.single_shot)
+        job.enter("distributing")
+        servers = self._serving()
+        late = await self._distribution.distribute(servers, compiled)
+        async with self._changing:
+            version = self._catalog.record_upload(
+                name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse, cordon
+            )
+            await self._publish_change(self._catalog.seq(), name)
+        if self._preload:
+            job.enter("warming")
+            await self._start_at_home(version)
+        job.enter("switching")
+        async with self._changing:
+            late += await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
+            seq = self._catalog.deploy(Deployment.whole(name, version.version_id), author, self._now_ms())
+            await self._publish_change(seq, name)
+        job.result = {
+            "worker": name,
+            "version": version.version_id,
+            "component_digest": compiled.component_digest,
+            "component_bytes": len(component),
+            "artifact_bytes": compiled.artifact_bytes,
+            "own_bytes": compiled.own_bytes,
+            "startup_cpu_ms": round(compiled.startup_cpu_ms, 2),
+            "servers": servers,
+            "late": late,
+            "plan": plan.value,
+        }
+
+    async def _start_at_home(self, version: Version) -> None:
+        """Have an isolate of a version where its requests will go: none of them needs to see it start."""
+        home = self._home_of(worker_key(version.cordon, version.worker))
+        if home is None:
+            return
+        try:
+            async with asyncio.timeout(_PRELOAD_S_MAX):
+                await self._fleet.call(home, "preload", encode_plain(version.to_plain()))
+        except (PeerLost, PeerFailed, TimeoutError) as away:
+            _log.info("%s was not started at %s: %s", version.version_id, home, away or "it took too long")
+
+    def _cordon(self, asked: object) -> str:
+        """The cordon that a deploy names. ``ValueError`` when no host process of a server would be its own."""
+        cordon = cordon_name(str(asked or CORDON_DEFAULT))
+        if cordon not in self._hosts:
+            there = ", ".join(sorted(self._hosts))
+            raise ValueError(
+                f"cordon: {cordon} would be one more, and needs host processes of its own on every server; the servers"
+                f" of this cluster have host processes for {len(self._hosts)}: {there}"
+            )
+        return cordon
+
+    async def _publish_change(self, seq: int, worker: str) -> None:
+        deployed = self._catalog.find(worker)
+        plain = {"seq": seq, "worker": worker, "deployed": None if deployed is None else deployed_to_plain(deployed)}
+        await self._fleet.tell(self._serving(), "apply_change", encode_plain(plain))

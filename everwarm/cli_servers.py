@@ -1,0 +1,67 @@
+"""Commands about the servers of a cluster that runs: add one, remove one; and how `status` shows them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from everwarm.console import JSON, fail, open_home, progress
+
+
+@click.group()
+def servers() -> None:
+    """Add a server to the cluster that runs, or remove one."""
+
+
+@servers.command()
+@JSON
+def add(as_json: bool) -> None:
+    """Start one more server on this machine.
+
+    It gets all code, and the workers that it takes over are started there before their requests come.
+    """
+    _order({"do": "add"}, "is a member", as_json=as_json)
+
+
+@servers.command()
+@click.argument("name")
+@JSON
+def remove(name: str, as_json: bool) -> None:
+    """Remove server NAME: its workers are started elsewhere, what runs there finishes, and it ends."""
+    _order({"do": "remove", "server": name}, "is removed", as_json=as_json)
+
+
+def _order(order: dict[str, str], done: str, *, as_json: bool) -> None:
+    from everwarm.owner import OrderFailed, ask_owner
+
+    home = open_home()
+    if home.running() is None:
+        fail("No cluster runs from this state directory. Start one with: everwarm up --detach")
+    try:
+        server = ask_owner(home, order, progress)
+    except OrderFailed as failed:
+        fail(failed)
+    running = home.running()
+    ports = {} if running is None else running.servers
+    if as_json:
+        click.echo(json.dumps({"server": server, "servers": ports}))
+        return
+    port = f" on port {ports[server]}" if server in ports else ""
+    click.echo(f"{server} {done}{port}. Servers: {', '.join(sorted(ports))}")
+
+
+def membership_text(membership: Mapping[str, Any]) -> str:
+    """Who is in the cluster, a line each, for `status`: as ``Client.members`` tells it."""
+    lines = [f"ring: epoch {membership['epoch']}, {len(membership['servers'])} homes"]
+    lines.append(f"{'server':<12}{'state':<24}{'weight':>7}{'since s':>10}{'heard s ago':>13}")
+    for member in membership["members"]:
+        state = f"{member['state']} ({member['why']})" if member["why"] else member["state"]
+        lines.append(
+            f"{member['server']:<12}{state:<24}{member['weight']:>7}{member['since_s']:>10.0f}"
+            f"{member['heard_ago_s']:>13.1f}"
+        )
+    return "\n".join(lines)
+
+
+COMMANDS: tuple[click.Command, ...] = (servers,)

@@ -1,0 +1,111 @@
+"""The line to the process that owns a local cluster: what only the owner of its actors can do is asked for here.
+
+A cluster's actors end with the process that started them (``up``), so servers that are added later are started there
+too. It listens on a Unix socket in the run directory, which is its user's alone. One order a connection, one order at
+a time; lines of JSON:
+
+    {"do": "add"} or {"do": "remove", "server": "server-2"}
+    {"progress": "starting server-4"} …  and at last  {"done": {"server": "server-4"}}  or  {"error": "…"}
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everwarm.home import Home
+
+if TYPE_CHECKING:
+    from everwarm.cluster import Cluster
+
+#: Longer than a server may take to come or to go.
+_ORDER_S_MAX = 240.0
+_LINE_BYTES_MAX = 64 << 10
+#: Orders that wait for the one under way.
+_ORDERS_MAX = 8
+
+
+class OrderFailed(Exception):
+    """What was asked for was not done; the message says why, in one line."""
+
+
+def _socket_path(home: Home) -> Path:
+    return home.sockets() / "owner.sock"
+
+
+class Owner:
+    """The owner's end. ``on_changed`` hears when servers came or went."""
+
+    def __init__(self, home: Home, cluster: "Cluster", on_changed: Callable[[], object]) -> None:
+        self._path = _socket_path(home)
+        self._cluster = cluster
+        self._on_changed = on_changed
+        self._one_at_a_time = asyncio.Lock()
+        self._orders = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen."""
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LINE_BYTES_MAX)
+        os.chmod(self._path, 0o600)
+
+    async def stop(self) -> None:
+        """Listen no longer."""
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def say(**line: object) -> None:
+            writer.write(json.dumps(line).encode() + b"\n")
+
+        self._orders += 1
+        try:
+            order = json.loads(await asyncio.wait_for(reader.readline(), 5.0))
+            if self._orders > _ORDERS_MAX:
+                say(error="Too many orders are waiting.")
+                return
+            async with self._one_at_a_time:
+                say(done={"server": await self._do(order, lambda line: say(progress=line))})
+        except Exception as failed:
+            from everwarm.cluster import StartFailed
+
+            say(error=str(failed) if isinstance(failed, StartFailed) else f"{type(failed).__name__}: {failed}")
+        finally:
+            self._orders -= 1
+            writer.close()
+
+    async def _do(self, order: dict[str, str], progress: Callable[[str], None]) -> str:
+        cluster = self._cluster
+        if order["do"] == "add":
+            server = await cluster.add(progress)
+        elif order["do"] == "remove":
+            server = order["server"]
+            await cluster.remove(server, progress)
+        else:
+            raise ValueError(f"nobody can do {order['do']!r}")
+        self._on_changed()
+        return server
+
+
+def ask_owner(home: Home, order: dict[str, str], progress: Callable[[str], None]) -> str:
+    """Ask the owner of the cluster that runs from ``home``: the name of the server it was about. ``OrderFailed``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(_ORDER_S_MAX)
+        try:
+            line.connect(str(_socket_path(home)))
+            line.sendall(json.dumps(order).encode() + b"\n")
+            for said in line.makefile("r", encoding="utf-8"):
+                word = json.loads(said)
+                if "done" in word:
+                    return str(word["done"]["server"])
+                if "error" in word:
+                    raise OrderFailed(str(word["error"]))
+                progress(str(word["progress"]))
+        except OSError as broken:
+            raise OrderFailed(f"The process that owns the cluster does not answer ({broken}).") from broken
+    raise OrderFailed("The process that owns the cluster went away.")

@@ -1,0 +1,283 @@
+"""The table of actors: what every process of a cluster runs, and how it starts. Plain classes; nothing of Ray is here.
+
+A role gets its world as arguments: sockets, peers, clocks, entropy. ``cluster`` gives it a process.
+"""
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from actors.admission import AdmissionLimits
+from actors.control_plane import ControlPlane
+from actors.egress import EgressServer
+from actors.egress_policy import EgressPolicy, parse_rule
+from actors.isolate_host import IsolateHost
+from actors.link import Links
+from actors.membership import MembershipLimits, weight
+from actors.peer import Calls, Peers
+from actors.residency import ResidencyLimits
+from actors.server import Server
+from actors.server_line import ServerLine
+from actors.shard_server import ShardServer
+from actors.view import decode_plain, encode_plain
+from actors.worker import CORDON_DEFAULT
+from everwarm.home import Home
+from ingress.authority import LocalAuthority
+from ingress.ingress import Ingress
+from tracing.export import OtlpExporter
+
+CONTROL = "control"
+#: A call that is answered when its role stops: when the process dies, whoever made it knows at once.
+STAY = "stay"
+#: Servers on one machine, at a time. Their HTTPS ports follow each other.
+SERVERS_MAX = 16
+#: The longest that an edge which goes waits for its clients' requests, as long as a home waits for others'.
+FINISH_S_MAX = MembershipLimits().drain_s_max
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """A cluster on one machine. Nothing listens beyond ``address``, which is loopback unless configured."""
+
+    home: str
+    servers: int = 3
+    address: str = "127.0.0.1"
+    port: int = 8443  # of the first server; the others follow
+    otlp_url: str = ""
+    otlp_headers: dict[str, str] = field(default_factory=dict)
+    certificates: str = ""
+    memory_bytes_max: int = 2 << 30  # of one host's isolates
+    in_flight_max: int = AdmissionLimits().in_flight_max
+    isolates_max: int = ResidencyLimits().isolates_max  # of one host
+    hosts: int = 1  # processes of isolates of each server; a crash of one leaves the others
+    #: What guests may reach beyond public addresses on ports 80 and 443, as ``egress_policy.parse_rule`` reads it.
+    egress_allow: tuple[str, ...] = ()
+    #: Whether a deploy starts an isolate at the worker's home before it switches.
+    preload: bool = True
+    #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
+    sharding: bool = True
+
+    @property
+    def weight(self) -> int:
+        """Each server's part of the ring: by the memory of its isolates, and its part of the cores."""
+        cores = max(1, (os.cpu_count() or 1) // self.servers)
+        return weight(self.hosts * self.memory_bytes_max, cores)
+
+    def server_names(self) -> list[str]:
+        """``server-1``, ``server-2``, ..."""
+        return [f"server-{i + 1}" for i in range(self.servers)]
+
+    def host_names(self) -> list[str]:
+        """The roles of a server's hosts: ``host``, ``host-2``, ..."""
+        return ["host", *(f"host-{i + 1}" for i in range(1, self.hosts))]
+
+
+@dataclass(slots=True)
+class Started:
+    """A role that runs: what others may call, and how it stops."""
+
+    calls: Calls
+    stop: Callable[[], Awaitable[None]]
+    info: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a role is given."""
+
+    config: ClusterConfig
+    role: str
+    server: str
+    peers: Peers
+    sockets: Path
+    edge_port: int
+
+    def host_sockets(self) -> list[Path]:
+        """The sockets of this machine's hosts."""
+        return [self.socket(name) for name in self.config.host_names()]
+
+    def socket(self, role: str) -> Path:
+        """The socket of a role on this machine."""
+        return self.sockets / f"{self.server}-{role}.sock"
+
+    @property
+    def code(self) -> Path:
+        """This machine's compiled code."""
+        return Home(Path(self.config.home)).code(self.server)
+
+
+# ------------------------------------------------------------------------------------------------ how roles start
+
+
+def _ids() -> Callable[[int], bytes]:
+    """A source of ids: different everywhere, and not secret, so without a system call for each."""
+    return random.Random(secrets.randbits(128)).randbytes
+
+
+async def _start_control(world: World) -> Started:
+    async def watch(address: str) -> None:
+        await (await world.peers.get(address)).call(STAY)
+
+    control = ControlPlane(
+        Home(Path(world.config.home)).control,
+        peers=world.peers,
+        now_ms=lambda: int(time.time() * 1000),
+        watch=watch,
+        hosts={CORDON_DEFAULT: world.config.hosts},
+        preload=world.config.preload,
+    )
+    keeping = asyncio.create_task(control.keep())
+
+    async def stop() -> None:
+        keeping.cancel()
+        await control.stop()
+
+    return Started(control.calls, stop)
+
+
+async def _start_host(world: World) -> Started:
+    host = IsolateHost(
+        f"{world.server}/{world.role}",
+        world.socket(world.role),
+        world.code,
+        server=world.server,
+        tell_server=ServerLine(world.socket("server")).tell,
+        egress_socket=world.socket("egress"),
+        residency_limits=ResidencyLimits(
+            isolates_max=world.config.isolates_max, memory_bytes_max=world.config.memory_bytes_max
+        ),
+    )
+    host.start()
+
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain(host.statistics())
+
+    async def stop() -> None:
+        host.stop()
+
+    return Started({"statistics": statistics}, stop)
+
+
+def _egress_policy(config: ClusterConfig) -> EgressPolicy:
+    """What guests may reach. Never the cluster's own edge: a request would come back as a client's."""
+    address = f"[{config.address}]" if ":" in config.address else config.address
+    # Also those of servers that are added later: who runs by then would not hear of them.
+    own = [f"{address}:{config.port + i}" for i in range(SERVERS_MAX)] if config.port else []
+    return EgressPolicy(
+        added=tuple(parse_rule(text) for text in config.egress_allow), own=tuple(parse_rule(text) for text in own)
+    )
+
+
+async def _start_server(world: World) -> Started:
+    config = world.config
+    exporter = OtlpExporter(config.otlp_url, headers=config.otlp_headers) if config.otlp_url else None
+    server = Server(
+        world.server,
+        host_sockets=world.host_sockets(),
+        code_directory=world.code,
+        links=Links(),
+        peers=world.peers,
+        entropy=_ids(),
+        exporter=exporter,
+        sharding=config.sharding,
+    )
+    world.socket("server").unlink(missing_ok=True)
+    await server.start(world.socket("server"))
+    egress = EgressServer(_egress_policy(config))
+    world.socket("egress").unlink(missing_ok=True)
+    await egress.start(world.socket("egress"))
+    heartbeat = server.heartbeat(config.weight)
+
+    async def begin(payload: bytes) -> bytes:
+        return encode_plain({"state": await heartbeat.join()})
+
+    async def statistics(payload: bytes) -> bytes:
+        plain = decode_plain(await server.statistics())
+        return encode_plain({**plain, "egress": egress.statistics(), "pid": os.getpid()})
+
+    async def stop() -> None:
+        await heartbeat.stop()
+        await server.stop()
+        await egress.stop()
+
+    return Started({**server.calls, "begin": begin, "statistics": statistics}, stop)
+
+
+async def _start_shard(world: World) -> Started:
+    shard = ShardServer(
+        world.server,
+        host_sockets=world.host_sockets(),
+        code_directory=world.code,
+        links=Links(),
+        peers=world.peers,
+        limits=AdmissionLimits.within(world.config.memory_bytes_max, world.config.in_flight_max),
+    )
+
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain({**decode_plain(await shard.statistics()), "pid": os.getpid()})
+
+    async def stop() -> None:
+        """Its requests end with their links."""
+
+    return Started({**shard.calls, "statistics": statistics}, stop)
+
+
+async def _start_ingress(world: World) -> Started:
+    config = world.config
+    authority = LocalAuthority.open(Home(Path(config.home)).authority)
+    ingress = Ingress(
+        world.server,
+        address=config.address,
+        port=world.edge_port,
+        server_socket=world.socket("server"),
+        links=Links(),
+        authority=authority,
+        certificates=Path(config.certificates) if config.certificates else None,
+        entropy=_ids(),
+    )
+    port = await ingress.start()
+
+    async def statistics(payload: bytes) -> bytes:
+        return encode_plain({**await ingress.statistics(), "pid": os.getpid()})
+
+    async def drain(payload: bytes) -> bytes:
+        await ingress.drain(FINISH_S_MAX)
+        return b""
+
+    return Started({"statistics": statistics, "drain": drain}, ingress.stop, {"port": port})
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One line of the table of actors."""
+
+    name: str
+    start: Callable[[World], Awaitable[Started]]
+    max_restarts: int = 0
+
+    def named(self, name: str) -> "Role":
+        """One more process of this role, under a name of its own that begins with the role's."""
+        return replace(self, name=name)
+
+
+#: What every machine runs, in the order in which it starts. Restarts come with supervision; until then a lost role is
+#: seen, not hidden.
+MACHINE_ROLES = (
+    Role("server", _start_server),
+    Role("host", _start_host),
+    Role("shard", _start_shard),
+    Role("ingress", _start_ingress),
+)
+CONTROL_ROLE = Role(CONTROL, _start_control)
+ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE)}
+
+
+def machine_roles(config: ClusterConfig) -> list[Role]:
+    """What every machine runs with this configuration: as in the table, with as many hosts as are wanted."""
+    more = [ROLES["host"].named(name) for name in config.host_names()[1:]]
+    return [*MACHINE_ROLES, *more]
