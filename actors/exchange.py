@@ -85,6 +85,9 @@ class Request:
     reuse: Reuse = REUSE_DEFAULT
     #: Whether this machine is the worker's home, so that losing its isolate here is losing it for the whole cluster.
     at_home: bool = False
+    #: How often this worker is asked for at the server that offers it, as a home sees it: a refused request of one that
+    #: is asked often makes one cold start there, and no more.
+    rate_per_s: float = 0.0
     #: The sockets of hosts that were lost with it: they are not tried again, and a request that crashes its hosts must
     #: not go through them all.
     lost_with: tuple[str, ...] = ()
@@ -98,6 +101,7 @@ class Request:
             plan=lease.plan,
             limits=lease.limits,
             reuse=lease.reuse,
+            at_home=lease.at_home,
         )
 
 
@@ -129,6 +133,8 @@ class Lease:
     socket: str
     home: str
     reuse: Reuse = REUSE_DEFAULT
+    #: Whether the machine of the lease is the home.
+    at_home: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,19 @@ class Load:
     cpu_load: float = 0.0
     #: One more step and it refuses: whoever sends there does well to warm an isolate of its own.
     nearly_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeatReport:
+    """What a host says of itself once in a while: who was asked for since the last report, wherever the requests came
+    from, and how busy it is. Most requests reach it over a lease, and nobody else sees them."""
+
+    socket: str
+    load: Load
+    #: By worker: requests that ended, and CPU seconds of their guests.
+    workers: dict[str, tuple[int, float]] = field(default_factory=dict)
+    #: What its isolates may hold together.
+    memory_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

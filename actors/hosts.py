@@ -38,6 +38,7 @@ class HostAnswer:
         self._answer: Answer = answer
         self._request = request
         self._again = again
+        self.version = request.version
         self._cancelled = False
         #: The host was lost, nothing was done, and there was nobody else to give the request to.
         self.handed_back = False

@@ -14,32 +14,39 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
-from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
+from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, Served, StartType
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
+from actors.host_gauge import Filled, GaugeLimits, HostGauge
 from actors.link import Frame, LinkBroken, frame
+from actors.living import Living
+from actors.mapped_code import MappedCodeLimits
+from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
 from actors.starts_ahead import Recipe, StartsAhead
-from actors.wire import ENDED, REQUEST, Undecodable
-from isolates.artifact import ArtifactStore
+from actors.wire import ENDED, HEAT, REQUEST, Undecodable
 from isolates.conversation import ConversationLost, ResponseHead
-from isolates.engine import sandbox
 from isolates.isolate import Finished, Isolate, StartFailed
-from isolates.limits import IsolateLimits, Verdict
+from isolates.limits import Verdict
 from isolates.outcome import Outcome
+from isolates.watchdog import behind_the_clock
 from tracing.recorder import Recorder
 from tracing.trace import Attr, AttributeValue, Role, SpanEvent, SpanName
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.host")
+
+_UNMEASURED = Cost(0.0, 0)
+#: Workers in one report: a frame holds 1 MiB, and each of these less than 100 bytes.
+_REPORTED_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,10 @@ class HostLimits:
     prewarm_queue_max: int = 256
     #: How often the host measures its memory, and looks for isolates that were unused for too long.
     pressure_every_s: float = 0.5
+    #: How far ahead a rate of requests tells anything: the horizon of the slower of the two averages in ``heat``.
+    foreseen_s: float = 600.0
+    mapped_code: MappedCodeLimits = field(default_factory=MappedCodeLimits)
+    gauge: GaugeLimits = field(default_factory=GaugeLimits)
 
 
 class _Ticket:
@@ -96,16 +107,15 @@ class IsolateHost:
         self.name = name
         self.server = server
         self._path = socket_path
-        self._artifacts = ArtifactStore(code_directory)
         self._tell_server = tell_server
         self._egress_socket = egress_socket
         self._limits = limits or HostLimits()
-        self._box = sandbox()
+        self._living = Living(code_directory, self._limits.mapped_code)
         # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
         self._ids = random.Random(secrets.randbits(128)).randbytes
         self._lock = threading.Lock()
         self._residency = Residency(residency_limits or ResidencyLimits())
-        self._isolates: dict[int, Isolate] = {}
+        self._gauge = HostGauge(len(os.sched_getaffinity(0)), self._limits.gauge)
         self._links: set[LinkSocket] = set()
         self._running = 0
         self._queue_ms = 0.0
@@ -114,6 +124,7 @@ class IsolateHost:
             self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
         )
         self._outcomes: dict[str, int] = {}
+        self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._listener: socket.socket | None = None
         self._stopping = False
 
@@ -160,6 +171,9 @@ class IsolateHost:
                 "spares": self._residency.spares,
                 "used_up": self._residency.used_up,
                 "expired": self._residency.expired,
+                "wasted": {t.value: n for t, n in self._residency.wasted.items() if n},
+                "prewarms_declined": self._residency.prewarms_declined,
+                "code": self._living.code_statistics(),
                 "evictions": self._residency.evictions,
                 "running": self._running,
                 "queued": self._residency.queued,
@@ -167,6 +181,11 @@ class IsolateHost:
                 "connections": len(self._links),
                 "warm_versions": sorted(self._residency.warm_versions()),
             }
+
+    def load(self) -> Load:
+        """How busy this host is."""
+        with self._lock:
+            return self._load()
 
     def drop_version(self, version: str) -> None:
         """A version is no longer deployed: let its isolates go."""
@@ -192,6 +211,7 @@ class IsolateHost:
             threading.Thread(target=self._serve_link, args=(link,), name="link", daemon=True).start()
 
     def _serve_link(self, link: LinkSocket) -> None:
+        behind_the_clock()
         try:
             while True:
                 received = link.receive(None)
@@ -200,8 +220,10 @@ class IsolateHost:
                 kind, payload = received
                 if kind is Frame.REQUEST:
                     self._serve(link, REQUEST.decode(payload))
-                elif kind is Frame.PREWARM:
-                    self.prewarm(REQUEST.decode(payload))
+                elif kind in (Frame.PREWARM, Frame.PRELOAD):
+                    self.prewarm(
+                        REQUEST.decode(payload), StartType.PREWARM if kind is Frame.PREWARM else StartType.PRELOAD
+                    )
                 elif kind is Frame.NOTICE:
                     self.drop_version(payload.decode())
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
@@ -214,19 +236,28 @@ class IsolateHost:
                 self._links.discard(link)
             link.close()
 
-    def prewarm(self, request: Request) -> None:
-        """A request for this version is likely. Returns at once; over the bound it is forgotten.
+    def prewarm(self, request: Request, start_type: StartType = StartType.PREWARM) -> None:
+        """A request for this version is likely. Returns at once; over the bound it is forgotten. The Server hears of
+        it in any case: that it is warm, that it is cold, or that nothing was started for it.
 
         The decision is made here and the start on another thread: a request that comes while it is still to be done
         waits for it, and does not start an isolate of its own.
         """
-        if not self._ahead.has_room:
-            return
+        decisions: list[Decision] = []
         with self._lock:
-            decisions = self._residency.prewarm(
-                request.version, StartType.PREWARM, ColdCause(request.cold_cause), time.monotonic(), request.reuse
-            )
+            if self._ahead.has_room:
+                decisions = self._residency.prewarm(
+                    request.version, start_type, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
+                    at_home=request.at_home, expected=self._expected(request),
+                )  # fmt: skip
+        if not decisions:
+            self._tell_server(Frame.NOTICE, f"unstarted {request.version}".encode())
         self._carry_out(decisions, Recipe.of(request))
+
+    def _expected(self, request: Request) -> int:
+        """How many requests like this one will come while an isolate lives here. Under the lock."""
+        residence_s = min(self._residency.residence_s(time.monotonic()), self._limits.foreseen_s)
+        return int(request.rate_per_s * residence_s)
 
     def _start_ahead(self, start: Start, recipe: Recipe) -> None:
         self._start(start, recipe, None)
@@ -238,10 +269,41 @@ class IsolateHost:
                 statm.seek(0)
                 _, resident, shared, *_ = (int(part) * 4096 for part in statm.read().split())
                 with self._lock:
+                    now_s = time.monotonic()
                     self._memory_bytes = resident - shared
-                    decisions = self._residency.pressure(self._memory_bytes, time.monotonic())
-                    decisions += self._residency.tick(time.monotonic())
+                    self._gauge.used(time.process_time(), now_s)
+                    decisions = self._residency.pressure(self._memory_bytes, now_s)
+                    decisions += self._residency.tick(now_s)
+                    short = self._residency.is_short_of_memory
                 self._carry_out(decisions)
+                if short:
+                    self._living.put_away_idle_code()
+                self._report()
+
+    def _report(self) -> None:
+        """Tell the Server who ran here since the last time, and how busy this host is."""
+        with self._lock:
+            asked, self._asked = self._asked, {}
+            load = self._load()
+        workers, budget_bytes = list(asked), self._residency.limits.memory_bytes_max
+        for i in range(0, max(1, len(workers)), _REPORTED_AT_ONCE):
+            page = {worker: asked[worker] for worker in workers[i : i + _REPORTED_AT_ONCE]}
+            self._tell_server(Frame.HEAT, HEAT.encode(HeatReport(str(self._path), load, page, budget_bytes)))
+
+    def _load(self) -> Load:
+        """How busy this host is. Under the lock."""
+        residency = self._residency
+        in_use_bytes = max(0, self._memory_bytes - residency.idle_bytes)
+        return self._gauge.load(
+            running=self._running,
+            queue=Filled(residency.queued, residency.limits.queued_max),
+            queue_ms=self._queue_ms,
+            isolates=len(residency),
+            memory_bytes=self._memory_bytes,
+            memory_in_use=Filled(in_use_bytes, residency.limits.memory_bytes_max),
+            connections=Filled(len(self._links), self._limits.connections_max),
+            residence_s=residency.residence_s(time.monotonic()),
+        )
 
     # ------------------------------------------------------------------------------------------------ one request
 
@@ -253,8 +315,9 @@ class IsolateHost:
         ticket = _Ticket()
         with self._lock:
             decisions = self._residency.requested(
-                ticket, request.version, ColdCause(request.cold_cause), time.monotonic(), request.reuse
-            )
+                ticket, request.version, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
+                at_home=request.at_home, paid=request.plan == "paid",
+            )  # fmt: skip
         self._carry_out(decisions, recipe)
         if not ticket.wait(self._limits.queue_s_max) and self._give_up(ticket, request.version):
             ticket.give(Shed(ticket))
@@ -262,10 +325,10 @@ class IsolateHost:
         decision = ticket.decision
         queued_ns = time.time_ns()
         if decision is None or isinstance(decision, Shed):
-            self._end(link, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
+            self._end(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
             return
         if isinstance(decision, Fail):
-            self._end_failed(link, decision.why, recorder)
+            self._end_failed(link, request, decision.why, recorder)
             return
         start_type = decision.start_type
         cause = ""
@@ -273,9 +336,9 @@ class IsolateHost:
             cause = decision.cause.value
             failed = self._start(decision, recipe, recorder)
             if failed is not None:
-                self._end_failed(link, failed, recorder)
+                self._end_failed(link, request, failed, recorder)
                 return
-        isolate = self._isolates[decision.isolate]
+        isolate = self._living[decision.isolate]
         queue_ms = (queued_ns - arrived_ns) / 1e6
         self._queue_ms = queue_ms
         if queue_ms > 0.5:
@@ -345,7 +408,7 @@ class IsolateHost:
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
             start_type.value, queue_ms,
         )  # fmt: skip
-        self._end(link, ended, recorder, conversation.take_held())
+        self._end(link, request, ended, recorder, conversation.take_held())
 
     def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
         """The way out of one request."""
@@ -360,20 +423,26 @@ class IsolateHost:
             loops_left=loops_left(request.head.headers),
         )
 
-    def _end_failed(self, link: LinkSocket, why: object, recorder: Recorder) -> None:
+    def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
         now_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.OUTCOME: why.outcome.value, Attr.PHASE: "startup", Attr.ERROR_TYPE: why.reason[:300],
         }  # fmt: skip
         recorder.span(SpanName.STARTUP, now_ns, now_ns, attributes, error=True)
-        self._end(link, Ended(why.outcome, why.reason), recorder)
+        self._end(link, request, Ended(why.outcome, why.reason), recorder)
 
-    def _end(self, link: LinkSocket, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
+    def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
         with self._lock:
+            requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
+            self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
             self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
-            load = Load(self._running, self._residency.queued, self._queue_ms, len(self._residency), self._memory_bytes)
-        last = replace(ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load)
+            load = self._load()
+            cost = self._residency.cost_of(request.version) or _UNMEASURED
+        last = replace(
+            ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load,
+            start_cost_ms=cost.start_ms, isolate_bytes=cost.bytes_,
+        )  # fmt: skip
         link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
 
     # --------------------------------------------------------------------------------------- residency's decisions
@@ -382,10 +451,7 @@ class IsolateHost:
         """``recipe``: how to start what is started ahead, which is always of the version that the decisions are on."""
         for decision in decisions:
             if isinstance(decision, Close):
-                with self._lock:
-                    isolate = self._isolates.pop(decision.isolate, None)
-                if isolate is not None:
-                    isolate.close()
+                self._living.close(decision.isolate)
                 if decision.last:
                     self._tell_server(Frame.NOTICE, f"cold {decision.version}".encode())
             elif isinstance(decision, Start) and decision.ticket is None:
@@ -402,58 +468,26 @@ class IsolateHost:
 
     def _start(self, decision: Start, recipe: Recipe, recorder: Recorder | None) -> StartFailed | None:
         """Start an isolate on this thread and tell residency."""
-        mapping_ns = time.time_ns()
-        started: Isolate | StartFailed
-        instantiating_ns = mapping_ns
-        try:
-            mapped = self._artifacts.map(self._box, recipe.component_digest)
-            instantiating_ns = time.time_ns()
-            started = Isolate.start(self._box, mapped, _isolate_limits(recipe.limits), secrets.token_bytes)
-        except FileNotFoundError:
-            started = StartFailed(Outcome.INTERNAL_ERROR, "its code is not on this machine.")
-        except Exception as fault:
-            _log.exception("starting %s failed in the host", recipe.version)
-            started = StartFailed(Outcome.INTERNAL_ERROR, f"the host failed to start it ({type(fault).__name__}).")
-        ready_ns = time.time_ns()
+        began = self._living.start(decision.isolate, recipe)
         with self._lock:
             now_s = time.monotonic()
-            if isinstance(started, StartFailed):
-                decisions = self._residency.start_failed(decision.isolate, started, now_s)
+            if isinstance(began, StartFailed):
+                decisions = self._residency.start_failed(decision.isolate, began, now_s)
             else:
-                self._isolates[decision.isolate] = started
                 decisions = self._residency.started(
-                    decision.isolate, (ready_ns - mapping_ns) / 1e6, now_s, memory_bytes=started.memory_bytes
+                    decision.isolate, began.cost_ms, now_s, memory_bytes=began.isolate.memory_bytes
                 )
         self._carry_out(decisions, recipe)
-        if isinstance(started, StartFailed):
+        if isinstance(began, StartFailed):
             # A refusal sticks until this machine's isolate is gone, and now there is none.
             self._tell_server(Frame.NOTICE, f"cold {recipe.version}".encode())
-            return started
+            return began
         self._tell_server(Frame.NOTICE, f"warm {recipe.version}".encode())
         if recorder is not None:
-            recorder.span(SpanName.MAP, mapping_ns, instantiating_ns)
-            recorder.span(
-                SpanName.INSTANTIATE, instantiating_ns, ready_ns, {Attr.CPU_MS: round(started.start_cpu_ms, 3)}
-            )
+            cpu_ms = round(began.isolate.start_cpu_ms, 3)
+            recorder.span(SpanName.MAP, began.mapping_ns, began.instantiating_ns)
+            recorder.span(SpanName.INSTANTIATE, began.instantiating_ns, began.ready_ns, {Attr.CPU_MS: cpu_ms})
         return None
-
-
-def _isolate_limits(plain: Mapping[str, int | None]) -> IsolateLimits:
-    """A version's limits as its isolates need them."""
-    default = IsolateLimits()
-    wall_ms = plain.get("wall_ms")
-    return IsolateLimits(
-        cpu_ms=plain.get("cpu_ms") or default.cpu_ms,
-        startup_cpu_ms=plain.get("startup_cpu_ms") or default.startup_cpu_ms,
-        # Unlimited while the client is connected: a client that leaves is seen at once, so a day is only a backstop.
-        wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
-        wait_until_ms=plain.get("wait_until_ms") or default.wait_until_ms,
-        memory_soft_bytes=plain.get("memory_soft_bytes") or default.memory_soft_bytes,
-        memory_bytes_max=plain.get("memory_hard_bytes") or default.memory_bytes_max,
-        subrequests_max=default.subrequests_max if (sent := plain.get("subrequests_max")) is None else sent,
-        connections_max=plain.get("connections_max") or default.connections_max,
-        log_bytes_max=plain.get("log_bytes_max") or default.log_bytes_max,
-    )
 
 
 def _log_events(finished: Finished) -> tuple[SpanEvent, ...]:

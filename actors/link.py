@@ -21,8 +21,8 @@ A connection to the machine's way out (``egress.py``) carries one outgoing reque
 
 There bodies are not pulled: both flow at once, and the socket's own buffers are the backpressure.
 
-PREWARM, NOTICE and SPANS are single frames without a reply. A connection that sent SUBSCRIBE gets NOTICE frames for as
-long as it stays open.
+PREWARM, PRELOAD, NOTICE, HEAT and SPANS are single frames without a reply. A connection that sent SUBSCRIBE gets
+NOTICE frames for as long as it stays open.
 
 This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
 ``host_conversation.py``. Frames and their bounds are shared.
@@ -62,12 +62,14 @@ class Frame(IntEnum):
     NOTICE = 6
     SPANS = 7
     SUBSCRIBE = 8
+    HEAT = 9
     PULL = 10
     HEAD = 11
     DATA = 12
     END = 13
     ENDED = 14
     STARTED = 15
+    PRELOAD = 16
     OUTGOING = 20
     FAILED = 21
 

@@ -6,7 +6,9 @@ Ray call slow. A peer that is gone is ``PeerLost``, whatever Ray calls it.
 **Was it delivered?** Ray cannot say whether a call that failed had been executed, so a first loss is
 ``delivered=None``: unknown. From then on the peer is known to be away, and calls fail at once with
 ``delivered=False`` until a probe, at most one a second, is answered again. That is what lets everything after the
-first loss fall back without a doubt.
+first loss fall back without a doubt. The first probe goes out at once, and nobody has to call for the next ones: a
+loss that is long over would otherwise be paid for by the next caller, and that may be one who cannot fall back, such as
+a guest that reads its body.
 
 Handles are exchanged once, when two roles first meet, through an *introducer* (the ControlPlane's directory); they
 are kept, since handles looked up by name do not keep an actor alive.
@@ -22,6 +24,8 @@ import ray.exceptions
 _PROBE_EVERY_S = 1.0
 #: A probe that takes longer means that the peer is not back.
 _PROBE_TIMEOUT_S = 5.0
+#: Probes in a row. A peer that is away for longer has left, most likely; the next call begins again.
+_PROBES_MAX = 60
 
 #: The methods of a role that others may call.
 Calls = dict[str, Callable[[bytes], Awaitable[bytes]]]
@@ -64,34 +68,36 @@ class RayPeer:
         self.address = address
         # Task events would tell Ray's head of every request.
         self._remote = handle.call.options(enable_task_events=False).remote
-        self._away_until_s = 0.0
+        self._away = False
         self._probing: asyncio.Task[None] | None = None
 
     async def call(self, method: str, payload: bytes = b"") -> bytes:
-        if self._away_until_s:
-            self._probe_sometimes()
+        if self._away:
+            self._begin_probing()
             raise PeerLost(self.address, delivered=False)
         try:
             answer: bytes = await self._remote(method, payload)
             return answer
         except ray.exceptions.RayActorError as lost:
-            self._away_until_s = asyncio.get_running_loop().time() + _PROBE_EVERY_S
+            self._away = True
+            self._begin_probing()
             raise PeerLost(self.address, delivered=None) from lost
         except ray.exceptions.RayTaskError as failed:
             raise PeerFailed(f"{self.address}.{method}: {failed.cause}") from failed
 
-    def _probe_sometimes(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if now_s >= self._away_until_s and (self._probing is None or self._probing.done()):
-            self._away_until_s = now_s + _PROBE_EVERY_S
+    def _begin_probing(self) -> None:
+        if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
-        try:
-            await asyncio.wait_for(self._remote("probe", b""), _PROBE_TIMEOUT_S)
-            self._away_until_s = 0.0
-        except (ray.exceptions.RayError, TimeoutError):
-            pass  # still away; the next caller after a while asks again
+        for _ in range(_PROBES_MAX):
+            try:
+                await asyncio.wait_for(self._remote("probe", b""), _PROBE_TIMEOUT_S)
+            except (ray.exceptions.RayError, TimeoutError):
+                await asyncio.sleep(_PROBE_EVERY_S)  # still away
+            else:
+                self._away = False
+                return
 
 
 class RayPeers:

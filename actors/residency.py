@@ -13,31 +13,33 @@ Rules:
 * starting is single flight per version: while one starts, the others wait for it. When it is there and others still
   wait, the first of them starts a sibling at once, up to ``siblings_max``;
 * lines are first in, first out, and bounded. When room comes free in a full house, versions whose lines wait for it
-  take turns, so that a long line does not keep a short one waiting;
+  take turns (``lines.py``);
 * an isolate is let go after as many requests, or as many seconds without one, as its version's ``Reuse`` says;
 * of a version whose isolates serve one request each, *spares* are kept: started ahead, as soon as a request took one,
   as many as were in use at once lately. A spare never takes the place of another isolate, and when there are too many
   of them the one that waited longest goes;
-* eviction takes idle isolates only, the cheapest to lose first (see ``_worth``);
+* eviction takes idle isolates only, the cheapest to lose first (``eviction.py``);
 * a house whose memory is over its limit starts an isolate only in the place of another: of an idle one, which is
   evicted, or of one that went by itself since memory was measured. An empty house may always start one;
-* a failed start is remembered for seconds, so that a broken worker costs one start in a while and not one a request.
-  It fails only those whom no other isolate of the version can serve: a sibling may fail for the machine's sake.
+* what is started ahead of requests is a guess. In a full house it takes the place of another only if that one is worth
+  less, and never a home's place for a copy. What went without having been used is counted;
+* a failed start is remembered for seconds (``past_starts.py``). It fails only those whom no other isolate of the
+  version can serve: a sibling may fail for the machine's sake.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
+from actors.eviction import EvictionLimits
 from actors.exchange import ColdCause, StartType
+from actors.lines import LineLimits, Lines
+from actors.past_starts import Cost, PastLimits, PastStarts
 from actors.resident import Demand, Household, Resident, State
+from actors.room import Room, RoomLimits
 from actors.score_heap import ScoreHeap
+from actors.spares import SpareLimits, Spares
 from actors.worker import REUSE_DEFAULT, Reuse
-
-_MIB = 1 << 20
-#: What an isolate counts with while neither it nor the host has been measured: a small guest's memory.
-_BYTES_UNMEASURED = _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class ResidencyLimits:
     queued_max: int = 512  # tickets in line for all versions: as many as the host has connections
     memory_bytes_max: int = 2 << 30
     failure_remembered_s: float = 3.0
-    #: Versions whose last end is remembered, to name the cause of their next cold start.
-    causes_max: int = 65_536
+    #: Versions whose last end and whose costs are remembered.
+    versions_remembered_max: int = 65_536
     #: Spares of one version: a burst beyond it starts its own, which costs what it would cost without spares.
     spares_per_version_max: int = 4
     #: Spares of all versions: an eighth of the house, so that versions that keep their isolates have the rest.
@@ -62,9 +64,7 @@ class ResidencyLimits:
     closed_per_tick_max: int = 64
     #: Evicted at one measurement of memory, for the same reason. The next one, half a second later, goes on.
     evicted_at_once_max: int = 256
-    #: Requests of a version that count for its chance of being asked again. Beyond it the chance is as good as
-    #: certain; and a version that was busy once is outlived after so many turnovers of the house, not never.
-    uses_counted_max: int = 64
+    eviction: EvictionLimits = field(default_factory=EvictionLimits)
 
 
 class Residency:
@@ -74,69 +74,92 @@ class Residency:
         self.limits = limits
         self._residents: dict[int, Resident] = {}
         self._versions: dict[str, Household] = {}
-        self._lines: OrderedDict[str, None] = OrderedDict()  # versions with somebody in line, by whose turn it is
-        self._idle_by_worth = ScoreHeap()
+        self._lines = Lines(LineLimits(limits.queue_max, limits.queued_max))
+        self._past = PastStarts(PastLimits(limits.versions_remembered_max, limits.failure_remembered_s))
+        self._room = Room(RoomLimits(limits.isolates_max, limits.memory_bytes_max, limits.eviction))
+        self._spares = Spares(SpareLimits(limits.spares_per_version_max, limits.spares_max))
         self._idle_by_expiry = ScoreHeap()
-        self._spares: OrderedDict[int, None] = OrderedDict()  # idle ones, the one that waited longest first
-        self._spares_warming = 0
-        self._failures: dict[str, tuple[float, object]] = {}
-        self._next_cause: OrderedDict[str, ColdCause] = OrderedDict()
         self._last_isolate = 0
-        self._over_memory = False
-        self._gone = 0  # isolates that went since memory was measured, and whose places nobody took
-        self._inflation = 0.0
-        self._average_bytes = _BYTES_UNMEASURED
-        self.queued = 0
         self.starts: dict[StartType, int] = {t: 0 for t in StartType if t is not StartType.WARM}
         self.cold_starts: dict[ColdCause, int] = dict.fromkeys(ColdCause, 0)
         self.evictions = 0
         self.used_up = 0
         self.expired = 0
+        #: Started ahead, and gone without one request; and not started, since nobody was worth less.
+        self.wasted: dict[StartType, int] = {t: 0 for t in StartType if t not in (StartType.WARM, StartType.COLD)}
+        self.prewarms_declined = 0
+        #: Whether the last measurement found too much, and evicting all that was idle does not make up for it.
+        self.is_short_of_memory = False
 
     # --------------------------------------------------------------------------------------------------- events
 
     def requested(
-        self, ticket: Hashable, version: str, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT
-    ) -> list[Decision]:
-        """A request came for ``version``. ``hint``: the cause, should this be the version's first start here."""
-        failure = self._failure(version, now_s)
+        self, ticket: Hashable, version: str, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT, *,
+        at_home: bool = False, paid: bool = True,
+    ) -> list[Decision]:  # fmt: skip
+        """A request came for ``version``. ``hint``: the cause, should this be the version's first start here.
+
+        ``at_home``: this machine is the worker's home, so that whoever asks for it anywhere is served here. ``paid``:
+        its plan. Instead of one who pays, one who does not and who is in line is shed.
+        """
+        failure = self._past.failure(version, now_s)
         house = self._household(version, reuse)
+        house.at_home = at_home
         if house.idle:
             return [self._use(ticket, house, now_s), *self._start_spare(house, version, now_s)]
         if failure is not None and not house.residents:
             self._forget_if_empty(version)
-            return [Fail(ticket, failure[1])]
-        if not house.line and failure is None and not house.warming and self._room(house):
-            return [*self._make_room(), self._start(ticket, house, version, StartType.COLD, hint, now_s)]
+            return [Fail(ticket, failure.why)]
+        waiting = self._lines.length(version)
+        if not waiting and failure is None and not house.warming and self._may_grow(house):
+            return [*self._make_room(now_s), self._start(ticket, house, version, StartType.COLD, hint, now_s)]
         decisions = self._start_sibling(house, version, now_s)  # whoever is in line comes first
         hopeless = not house.residents  # nobody of this version will come free, and there is no room to start one
-        if hopeless or len(house.line) >= self.limits.queue_max or self.queued >= self.limits.queued_max:
-            self._forget_if_empty(version)
-            return [*decisions, Shed(ticket)]
-        house.line.append(ticket)
-        self._lines[version] = None
-        self.queued += 1
-        house.demand.note(house.in_use, now_s)
+        if hopeless or not self._lines.has_place(version):
+            gone = self._lines.give_way() if paid and self._lines.length(version) < self.limits.queue_max else None
+            if gone is None:
+                self._forget_if_empty(version)
+                return [*decisions, Shed(ticket)]
+            decisions.append(Shed(gone[1]))
+            self._forget_if_empty(gone[0])
+        self._lines.join(version, ticket, paid=paid)
+        self._note_demand(house, version, now_s)
         return decisions
 
     def prewarm(
-        self, version: str, start_type: StartType, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT
-    ) -> list[Decision]:
-        """A request for ``version`` is likely: start one isolate if there is none that it could have."""
-        if self._failure(version, now_s) is not None:
+        self, version: str, start_type: StartType, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT, *,
+        at_home: bool = False, expected: int = 0,
+    ) -> list[Decision]:  # fmt: skip
+        """A request for ``version`` is likely: start one isolate if there is none that it could have.
+
+        In a full house only if that is worth more than what would have to go. ``expected``: requests while an isolate
+        lives here, as far as is known; they count as if they had come, or it would go before they can.
+        """
+        if self._past.failure(version, now_s) is not None:
             return []
         house = self._household(version, reuse)
+        house.at_home = at_home
         awaited = house.idle or house.warming if house.single else house.residents
-        if awaited or not self._room(house):
+        if awaited or not self._may_grow(house):
             self._forget_if_empty(version)
             return []
-        return [*self._make_room(), self._start(None, house, version, start_type, hint, now_s)]
+        house.uses = max(house.uses, expected)
+        decisions: list[Decision] = []
+        if self._room.is_full:
+            going = self._room.goes_for(house, self._past.expected(version))
+            if going is None:
+                self.prewarms_declined += 1
+                self._forget_if_empty(version)
+                return []
+            decisions.append(self._evict(going, now_s))
+        return [*decisions, self._start(None, house, version, start_type, hint, now_s)]
 
     def started(self, isolate: int, cost_ms: float, now_s: float, *, memory_bytes: int = 0) -> list[Decision]:
         """The start succeeded. Its ticket, if it has one, goes on to use it without being told."""
         resident, house = self._warmed(isolate)
-        resident.start_cost_ms = max(cost_ms, 0.1)
+        resident.start_cost_ms = cost_ms
         resident.memory_bytes = memory_bytes
+        self._past.measured(resident.version, cost_ms, memory_bytes)
         decisions: list[Decision] = []
         if resident.ticket is not None:
             resident.state = State.BUSY
@@ -153,11 +176,9 @@ class Residency:
         """The start failed: so do all that wait for nothing else, and those who come in the next seconds."""
         resident, house = self._warmed(isolate)
         del self._residents[isolate]
-        self._gone += 1
+        self._room.left(isolate)
         house.residents.discard(isolate)
-        if len(self._failures) >= self.limits.causes_max:
-            self._failures.clear()
-        self._failures[resident.version] = (now_s + self.limits.failure_remembered_s, why)
+        self._past.failed(resident.version, why, now_s)
         return self._go_on(house, resident.version, now_s)
 
     def released(self, isolate: int, *, keep: bool, now_s: float, memory_bytes: int = 0) -> list[Decision]:
@@ -165,7 +186,9 @@ class Residency:
         resident = self._residents[isolate]
         house = self._versions[resident.version]
         resident.ticket = None
-        resident.memory_bytes = memory_bytes or resident.memory_bytes
+        if memory_bytes:
+            resident.memory_bytes = memory_bytes
+            self._past.measured(resident.version, resident.start_cost_ms, memory_bytes)
         used_up = house.reuse.requests_max is not None and resident.uses >= house.reuse.requests_max
         if not keep or resident.condemned or used_up:
             self.used_up += used_up and keep
@@ -177,31 +200,23 @@ class Residency:
 
     def gave_up(self, ticket: Hashable, version: str) -> bool:
         """A ticket no longer waits. False when it is not in line: its decision is on the way."""
-        house = self._versions.get(version)
-        if house is None or ticket not in house.line:
+        if not self._lines.leave(version, ticket):
             return False
-        house.line.remove(ticket)
-        self._left_line(house, version)
         self._forget_if_empty(version)
         return True
 
     def pressure(self, memory_bytes: int, now_s: float) -> list[Decision]:
-        """The host measured its memory: evict idle isolates until it should fit.
-
-        An isolate that has not been measured counts with the average of the house.
-        """
-        over_bytes = memory_bytes - self.limits.memory_bytes_max
-        self._over_memory = over_bytes > 0
-        if self._residents:
-            self._average_bytes = max(1, memory_bytes // len(self._residents))
+        """The host measured its memory: evict idle isolates until it should fit."""
+        over_bytes = self._room.measured(memory_bytes)
         decisions: list[Decision] = []
         while over_bytes > 0 and len(decisions) < self.limits.evicted_at_once_max:
-            first = self._idle_by_worth.first()
+            first = self._room.first_to_go()
             if first is None:
                 break
-            over_bytes -= self._residents[first[1]].memory_bytes or self._average_bytes
-            decisions.append(self._evict(first[1]))
-        self._gone = 0
+            over_bytes -= self._room.bytes_of(self._residents[first])
+            decisions.append(self._evict(first, now_s))
+        self.is_short_of_memory = over_bytes > 0 and self._room.first_to_go() is None
+        self._room.settled()
         return decisions + self._start_others(now_s)
 
     def tick(self, now_s: float) -> list[Decision]:
@@ -240,7 +255,7 @@ class Residency:
         resident.ticket = ticket
         resident.uses += 1
         house.uses += 1
-        house.demand.note(house.in_use, now_s)
+        self._note_demand(house, resident.version, now_s)
         return Use(ticket, resident.isolate, start_type)
 
     def _start(
@@ -248,9 +263,9 @@ class Residency:
         now_s: float,
     ) -> Start:  # fmt: skip
         self._last_isolate += 1
-        self._gone = max(0, self._gone - 1)
+        self._room.entered()
         isolate = self._last_isolate
-        cause = ColdCause.SIBLING if house.residents else self._next_cause.pop(version, hint)
+        cause = ColdCause.SIBLING if house.residents else self._past.cause(version, hint)
         self._residents[isolate] = Resident(isolate, version, State.WARMING, start_type, cause, ticket)
         house.residents.add(isolate)
         self._versions[version] = house  # its last isolate may have gone, and the version with it, a moment ago
@@ -260,10 +275,10 @@ class Residency:
             self.cold_starts[cause] += 1
         if ticket is None:
             house.ahead += 1
-            self._spares_warming += house.single
+            self._spares.warming += house.single
         else:
             house.dropped = False  # somebody asks for it all the same
-            house.demand.note(house.in_use, now_s)
+            self._note_demand(house, version, now_s)
         return Start(ticket, isolate, version, start_type, cause)
 
     def _warmed(self, isolate: int) -> tuple[Resident, Household]:
@@ -273,13 +288,13 @@ class Residency:
         house.warming -= 1
         if resident.ticket is None:
             house.ahead -= 1
-            self._spares_warming -= house.single
+            self._spares.warming -= house.single
         return resident, house
 
     def _go_on(self, house: Household, version: str, now_s: float) -> list[Decision]:
         """Something changed for a version: what its line, its spares and the lines of others may do now."""
         decisions: list[Decision] = []
-        if self._over_memory or len(self._residents) >= self.limits.isolates_max - 1:
+        if self._room.is_nearly_full:
             decisions += self._start_others(now_s)  # its own line among them, when it is its turn
         decisions += self._start_sibling(house, version, now_s)
         decisions += self._start_spare(house, version, now_s)
@@ -291,16 +306,18 @@ class Residency:
 
         After a failed start they wait for the isolates there are; when there are none, they fail with it.
         """
-        failure = self._failure(version, now_s)
+        if not self._lines.length(version):
+            return []
+        failure = self._past.failure(version, now_s)
         if failure is not None:
             failed: list[Decision] = []
-            while house.line and not house.residents:
-                failed.append(Fail(self._next_in_line(house, version), failure[1]))
+            while self._lines.length(version) and not house.residents:
+                failed.append(Fail(self._lines.next(version), failure.why))
             return failed
-        if not house.line or house.warming or house.idle or not self._room(house):
+        if house.warming or house.idle or not self._may_grow(house):
             return []
-        room = self._make_room()
-        ticket = self._next_in_line(house, version)
+        room = self._make_room(now_s)
+        ticket = self._lines.next(version)
         return [*room, self._start(ticket, house, version, StartType.COLD, ColdCause.SIBLING, now_s)]
 
     def _start_others(self, now_s: float) -> list[Decision]:
@@ -309,110 +326,74 @@ class Residency:
         Elsewhere a line waits for an isolate of its own version only, and there is nothing to look for.
         """
         decisions: list[Decision] = []
-        for version in list(self._lines):
-            if self._is_full and not self._idle_by_worth:
+        for version in self._lines.by_turn():
+            if not self._room.has_place:
                 break
             house = self._versions[version]
             begun = self._start_sibling(house, version, now_s)
-            if begun and version in self._lines:
-                self._lines.move_to_end(version)
+            if begun:
+                self._lines.had_turn(version)
             self._forget_if_empty(version)
             decisions += begun
         return decisions
 
     def _start_spare(self, house: Household, version: str, now_s: float) -> list[Decision]:
         """One more isolate for requests to come, if the version wants spares and there is room that nobody else has."""
-        if not house.single or house.dropped or house.line or house.warming or self._is_full:
+        if not self._spares.wanted(house, now_s) or self._lines.length(version) or self._room.is_full:
             return []
-        wanted = max(1, min(house.demand.peak(now_s), self.limits.spares_per_version_max))
-        if len(house.idle) >= wanted or len(house.residents) >= self.limits.siblings_max:
-            return []
-        if self._failure(version, now_s) is not None:
+        if len(house.residents) >= self.limits.siblings_max or self._past.failure(version, now_s) is not None:
             return []
         decisions: list[Decision] = []
-        if len(self._spares) + self._spares_warming >= self.limits.spares_max:
-            if not self._spares:
+        if self._spares.is_full:
+            oldest = self._spares.oldest
+            if oldest is None:
                 return []
-            decisions.append(self._evict(next(iter(self._spares))))
+            decisions.append(self._give_way(oldest))
         return [*decisions, self._start(None, house, version, StartType.PRELOAD, ColdCause.CONDEMNED, now_s)]
-
-    def _failure(self, version: str, now_s: float) -> tuple[float, object] | None:
-        """The failed start of ``version`` that is still remembered."""
-        failure = self._failures.get(version)
-        if failure is not None and failure[0] <= now_s:
-            del self._failures[version]
-            return None
-        return failure
 
     # ------------------------------------------------------------------------------------------------ lines and room
 
     def _serve_line(self, house: Household, version: str, now_s: float) -> list[Decision]:
         decisions: list[Decision] = []
-        while house.line and house.idle:
-            decisions.append(self._use(self._next_in_line(house, version), house, now_s))
+        while house.idle and self._lines.length(version):
+            decisions.append(self._use(self._lines.next(version), house, now_s))
         return decisions
 
-    def _next_in_line(self, house: Household, version: str) -> Hashable:
-        ticket = house.line.popleft()
-        self._left_line(house, version)
-        return ticket
+    def _note_demand(self, house: Household, version: str, now_s: float) -> None:
+        house.demand.note(house.in_use + self._lines.length(version), now_s)
 
-    def _left_line(self, house: Household, version: str) -> None:
-        self.queued -= 1
-        if not house.line:
-            del self._lines[version]
-
-    def _room(self, house: Household) -> bool:
+    def _may_grow(self, house: Household) -> bool:
         """Whether one more isolate of this version may be started, evicting another if need be."""
-        if len(house.residents) >= self.limits.siblings_max:
-            return False
-        return not self._is_full or len(self._idle_by_worth) > 0
+        return len(house.residents) < self.limits.siblings_max and self._room.has_place
 
-    @property
-    def _is_full(self) -> bool:
-        """Whether one more isolate needs another to go first: by count, or by memory as last measured."""
-        if len(self._residents) >= self.limits.isolates_max:
-            return True
-        return self._over_memory and not self._gone and len(self._residents) > 0
-
-    def _make_room(self) -> list[Decision]:
-        first = self._idle_by_worth.first() if self._is_full else None
-        return [] if first is None else [self._evict(first[1])]
+    def _make_room(self, now_s: float) -> list[Decision]:
+        first = self._room.first_to_go() if self._room.is_full else None
+        return [] if first is None else [self._evict(first, now_s)]
 
     # -------------------------------------------------------------------------------------------- resting and leaving
 
     def _rest(self, resident: Resident, house: Household, now_s: float) -> None:
         resident.state = State.IDLE
         house.idle.append(resident.isolate)
-        self._idle_by_worth.put(resident.isolate, self._worth(resident, house))
+        self._room.rests(resident, house, now_s)
         if house.reuse.idle_s is not None:
             self._idle_by_expiry.put(resident.isolate, now_s + house.reuse.idle_s)
         if house.single:
-            self._spares[resident.isolate] = None
+            self._spares.waits(resident.isolate)
 
     def _rouse(self, resident: Resident, house: Household) -> None:
         house.idle.remove(resident.isolate)
-        self._idle_by_worth.discard(resident.isolate)
+        self._room.in_use(resident.isolate)
         self._idle_by_expiry.discard(resident.isolate)
-        self._spares.pop(resident.isolate, None)
+        self._spares.gone(resident.isolate)
 
-    def _worth(self, resident: Resident, house: Household) -> float:
-        """What losing it would cost; the smallest is evicted first.
+    def _evict(self, isolate: int, now_s: float) -> Close:
+        """An idle isolate goes since the house is full."""
+        self._room.evicted(isolate, now_s)
+        return self._give_way(isolate)
 
-        GreedyDual-Size-Frequency (L. Cherkasova, HP Labs HPL-98-69R1, 1998), applied to keeping functions warm by
-        A. Fuerst and P. Sharma ("FaasCache", ASPLOS 2021): cost x frequency / size, plus an inflation that rises to the
-        worth of whatever was evicted last, and so makes old worth count less. Cost is the time of the start, frequency
-        the requests of the version since it lives here, shared by its isolates: the last sibling of many is hardly
-        missed. An isolate that waits for its first request counts as asked for once.
-        """
-        uses = 1 + min(house.uses, self.limits.uses_counted_max)
-        size_mib = (resident.memory_bytes or self._average_bytes) / _MIB
-        return self._inflation + resident.start_cost_ms * uses / len(house.residents) / size_mib
-
-    def _evict(self, isolate: int) -> Close:
-        first = self._idle_by_worth.first()
-        if first is not None and first[1] == isolate:
-            self._inflation = first[0]
+    def _give_way(self, isolate: int) -> Close:
+        """An idle isolate goes for another one, which says nothing about the house."""
         resident = self._residents[isolate]
         self.evictions += 1
         close = self._close(resident, ColdCause.EVICTED)
@@ -422,16 +403,16 @@ class Residency:
     def _close(self, resident: Resident, cause: ColdCause) -> Close:
         """The isolate goes. Whoever calls this forgets the version when nothing else is left of it."""
         del self._residents[resident.isolate]
-        self._gone += 1
+        self._room.left(resident.isolate)
         house = self._versions[resident.version]
         house.residents.discard(resident.isolate)
         if resident.state is State.IDLE:
             self._rouse(resident, house)
+        if resident.start_type in self.wasted and not resident.uses:
+            self.wasted[resident.start_type] += 1
         last = not house.residents
         if last:
-            self._next_cause[resident.version] = cause
-            if len(self._next_cause) > self.limits.causes_max:
-                self._next_cause.popitem(last=False)
+            self._past.gone(resident.version, cause)
         return Close(resident.isolate, resident.version, last)
 
     def _household(self, version: str, reuse: Reuse) -> Household:
@@ -442,7 +423,7 @@ class Residency:
 
     def _forget_if_empty(self, version: str) -> None:
         house = self._versions.get(version)
-        if house is not None and not house.residents and not house.line:
+        if house is not None and not house.residents and not self._lines.length(version):
             del self._versions[version]
 
     # ----------------------------------------------------------------------------------------------------- views
@@ -454,6 +435,24 @@ class Residency:
     def warm_versions(self) -> set[str]:
         """The versions that have a started isolate here."""
         return {r.version for r in self._residents.values() if r.state is not State.WARMING}
+
+    def cost_of(self, version: str) -> Cost | None:
+        """What starting an isolate of ``version`` took here, and what it holds, if one ever was here."""
+        return self._past.cost(version)
+
+    def residence_s(self, now_s: float) -> float:
+        """How long a copy that nobody asks lives here; ``math.inf`` while nothing ever had to go."""
+        return self._room.residence_s(now_s)
+
+    @property
+    def idle_bytes(self) -> int:
+        """What all idle isolates hold: as much could come free."""
+        return self._room.idle_bytes
+
+    @property
+    def queued(self) -> int:
+        """Tickets in line."""
+        return self._lines.queued
 
     @property
     def spares(self) -> int:

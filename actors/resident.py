@@ -3,7 +3,6 @@
 Also: how many isolates of a version were in use at once lately, from which follows how many spares it gets.
 """
 
-from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,17 +66,17 @@ class Demand:
 
 @dataclass(slots=True)
 class Household:
-    """The isolates of one version, and the tickets that wait for one of them, oldest first."""
+    """The isolates of one version."""
 
     demand: Demand
     reuse: Reuse = REUSE_DEFAULT
     residents: set[int] = field(default_factory=set)
     idle: list[int] = field(default_factory=list)
-    line: deque[Hashable] = field(default_factory=deque)
     warming: int = 0
     ahead: int = 0  # of those that warm: started without a ticket
     uses: int = 0  # requests since the version came to live here
     dropped: bool = False  # no longer deployed: nothing is started ahead for it
+    at_home: bool = False  # this machine is its worker's home, as of its last request
 
     @property
     def single(self) -> bool:
@@ -86,5 +85,5 @@ class Household:
 
     @property
     def in_use(self) -> int:
-        """Isolates that run a request or start for one, and tickets that want another."""
-        return len(self.residents) - len(self.idle) - self.ahead + len(self.line)
+        """Isolates that run a request or start for one."""
+        return len(self.residents) - len(self.idle) - self.ahead

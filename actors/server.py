@@ -4,54 +4,66 @@ Requests reach it over its Unix socket (from the ingress) or as calls (from driv
 request that runs here by right of home, warmth or an earlier refusal comes with a *lease*, with which the ingress
 sends the next ones straight to the host's socket. The Server takes leases back when the ring, the deployment or the
 host's warmth changes; a lease that is used a moment too long is slow, never wrong.
+
+What it knows is kept by others: ``view_keeper`` (ring and deployments), ``warmth`` (who is warm, hot and loaded),
+``code_keeper``, ``trace_desk``. What is started ahead goes through its ``prewarmer``, whoever asks.
 """
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from actors import routing
 from actors.capability import Exports
 from actors.catalog import Deployed
+from actors.code_keeper import CodeKeeper
 from actors.exchange import (
     Chunk,
+    ColdCause,
     Ended,
     Lease,
     Outcome,
     Request,
 )
+from actors.handover import Handover, first_request
+from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost
 from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
-from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
-from actors.ring import Ring
-from actors.routing import Place, Route, Situation
+from actors.peer import Calls, PeerFailed, PeerLost, Peers
+from actors.prewarm import PrewarmLimits, Source
+from actors.prewarmer import Prewarmer
+from actors.routing import Place, Route, RoutingLimits
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
 from actors.submission import Submissions, spans_of
-from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
-from actors.wire import CAPABILITY, CHUNK, REQUEST
-from actors.worker import Limits
-from isolates.artifact import ArtifactStore, Piece, decode_compiled
-from tracing.collector import Collector, CompletedTrace
+from actors.subscribers import Subscribers, added
+from actors.trace_desk import MakeExporter, TraceDesk, otlp_exporter
+from actors.view import ClusterView, decode_plain, encode_plain
+from actors.view_keeper import ViewKeeper
+from actors.warmth import Warmth
+from actors.wire import CAPABILITY, CHUNK, HEAT, REQUEST
+from actors.worker import Limits, Version
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
-from tracing.trace import Attr, Role, Span, SpanName
+from tracing.trace import Attr, Role, SpanName
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.server")
 
-#: Versions whose warmth is remembered; the oldest are forgotten, at the price of one hop.
-_WARM_MAX = 65_536
-#: Worker names in one frame to the ingress: 1 MiB holds 64 characters each of them.
-_NAMES_PER_FRAME = 8_192
-_TRACE_TICK_S = 0.1
-#: Code that nobody names stays so long: deploys take minutes at most, and a rollback soon after finds its code here.
-_CODE_KEPT_S = 3_600.0
+#: Orders of workers that are kept until the ring changes: of those whose home has too much to do.
+_ORDERS_MAX = 4_096
+#: Servers of an order that are tried: beyond them, a spill is a cold start like any other.
+_ORDER_LENGTH = 4
+#: The longest that a deploy waits for the new version's first isolate: the startup limit, and a turn in the queue.
+_PRELOAD_S_MAX = 3.0
+#: Workers whose rates ``statistics`` shows.
+_HOTTEST_SHOWN = 20
 
 
 class Server:
@@ -67,62 +79,87 @@ class Server:
         peers: Peers,
         entropy: Callable[[int], bytes],
         exporter: OtlpExporter | None = None,
-        make_exporter: Callable[[str, dict[str, str]], OtlpExporter] = lambda url, headers: OtlpExporter(
-            url, headers=headers
-        ),
+        make_exporter: MakeExporter = otlp_exporter,
+        routing_limits: RoutingLimits | None = None,
+        prewarm_limits: PrewarmLimits | None = None,
+        sharding: bool = True,
     ) -> None:
+        """``sharding``: without it each machine is the home of whatever arrives on it."""
         self.name = name
+        self._sharding = sharding
         self._hosts = Hosts(host_sockets, links, self._host_lost)
-        self._artifacts = ArtifactStore(code_directory)
+        self._code = CodeKeeper(code_directory)
         self._links = links
         self._peers = peers
         self._entropy = entropy
-        self._exporter = self._configured = exporter
-        self._make_exporter = make_exporter
-        self._collector = Collector()
-        self._view = ClusterView()
-        self._warm: dict[str, None] = {}
+        self._traces = TraceDesk(exporter, make_exporter)
+        self._keeper = ViewKeeper(peers, self)
+        cores = os.cpu_count() or 1
+        self._warmth = Warmth(name, cores)
+        self._routing_limits = routing_limits or RoutingLimits()
+        self._orders: dict[str, tuple[str, ...]] = {}
         self._exports: Exports[LentBody] = Exports(f"{name}/server")
-        self._client = ShardClient(peers, self._exports, self._run_here)
+        self._client = ShardClient(peers, self._exports, self._run_here, self._warmth)
+        self._prewarmer = Prewarmer(cores, self._hosts.tell, self._due, prewarm_limits)
+        self._handover = Handover(
+            name,
+            view=lambda: self._view,
+            is_warm=self._warmth.is_warm,
+            heat=lambda worker: self._warmth.heat.rate_per_s(worker, _now_s()),
+            prewarm=self._hand_over,
+        )
         self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe)
-        self._subscribers: set[Connection] = set()
+        self._subscribers = Subscribers()
         self._requests = 0
-        self._syncing = asyncio.Lock()
+        self._routes: dict[str, int] = {}
         self._side = SideWork(f"{name}/server")
         self._submissions = Submissions(
-            name, answer=self._answer, report=self._report, side=self._side, entropy=entropy
+            name, answer=self._answer, report=self._traces.report, side=self._side, entropy=entropy
         )
         self.calls: Calls = {
             "read_body": self.read_body,
             "submit": self._submissions.submit,
             "read_submitted": self._submissions.read,
             "cancel_submitted": self._submissions.cancel,
-            "apply_ring": self.apply_ring,
-            "apply_change": self.apply_change,
-            "install_code": self.install_code,
-            "missing_code": self.missing_code,
-            "missing_pieces": self.missing_pieces,
-            "install_piece": self.install_piece,
-            "collect_code": self.collect_code,
+            "prewarm": self.prewarm,
+            "preload": self.preload,
             "statistics": self.statistics,
-            "traces": self.traces,
-            "export_to": self.export_to,
-            "trace": self.trace,
+            **self._keeper.calls,
+            **self._handover.calls,
+            **self._code.calls,
+            **self._traces.calls,
         }
 
     async def start(self, socket_path: Path) -> None:
         """Serve links at ``socket_path`` and begin to gather traces."""
         await self._link_server.start(socket_path)
-        self._side.begin(self._gather_traces())
+        self._side.begin(self._traces.gather())
+        self._side.begin(self._prewarmer.work())
 
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
         await self._link_server.stop()
         await self._side.stop()
-        self._export(self._collector.flush(time.monotonic()))
-        for exporter in {self._exporter, self._configured}:
-            if exporter is not None:
-                await asyncio.to_thread(exporter.close, 5.0)
+        await self._traces.close()
+
+    @property
+    def _view(self) -> ClusterView:
+        return self._keeper.view
+
+    async def sync(self) -> None:
+        """Ask the ControlPlane for everything that is deployed."""
+        await self._keeper.sync()
+
+    def heartbeat(self, weight: int) -> Heartbeat:
+        """How this Server joins with that weight, and says that it lives; not begun yet."""
+        return Heartbeat(
+            self.name,
+            weight,
+            peers=self._peers,
+            view=lambda: self._view,
+            hosts=lambda: len(self._hosts.alive),
+            sync=self.sync,
+        )
 
     # ------------------------------------------------------------------------------------------------- one request
 
@@ -156,16 +193,19 @@ class Server:
         resolved = self._resolve(request)
         if isinstance(resolved, Outcome):
             return EndedAnswer(Ended(resolved)), None, ""
-        request = resolved
-        home, route = self._route(request)
+        home, route = self._route(resolved)
+        request = replace(resolved, at_home=home in (None, self.name) or route.server == home)
         recorder.span(
             SpanName.ROUTE,
             began_ns,
             time.time_ns(),
             {Attr.HOME: home or "", Attr.RING_EPOCH: self._view.epoch, Attr.PHASE: route.reason},
         )
+        self._routes[route.reason] = self._routes.get(route.reason, 0) + 1
         if route.place is Place.HERE:
             return await self._run_at_home(request, body, recorder), request, home or ""
+        if route.warm_here_too:
+            self._prewarmer.offer(replace(request, at_home=False), Source.HOT)
         answer = await self._client.send(request, body, route.server, self._view.epoch, recorder)
         return answer, None, home or ""
 
@@ -174,28 +214,39 @@ class Server:
         version = self._view.version_for(request.worker, request.request_id.encode())
         if isinstance(version, Outcome):
             return version
-        return replace(
-            request,
-            version=version.version_id,
-            component_digest=version.component_digest,
-            plan=version.plan.value,
-            limits=_plain_limits(version.limits),
-            reuse=version.reuse,
-        )
+        resolved = _with_version(request, version)
+        if self._view.has_moved(request.worker):
+            return replace(resolved, cold_cause=ColdCause.MEMBERSHIP.value)
+        return resolved
 
     def _route(self, request: Request, *, hosts_here: bool = True) -> tuple[str | None, Route]:
         """The worker's home, and where a request with a version runs. ``hosts_here``: as far as the request knows."""
-        home = self._view.home_of(request.worker)
+        home = self._home_of(request.worker)
         hosts_here = hosts_here and bool(self._hosts.alive)
-        situation = Situation(
-            here=self.name,
+        situation = self._warmth.situation(
+            request.worker,
+            request.version,
             home=home,
-            warm_here=request.version in self._warm,
+            order=lambda: self._order_of(request.worker),
+            socket=self._hosts.of(request.version),
             refused_before=request.version in self._client.refusals,
             hosts_here=hosts_here,
             next_home=None if hosts_here else self._view.next_home_of(request.worker, self.name),
+            now_s=_now_s(),
         )
-        return home, routing.decide(situation)
+        return home, routing.decide(situation, self._routing_limits)
+
+    def _home_of(self, worker: str) -> str | None:
+        return self._view.home_of(worker) if self._sharding else self.name
+
+    def _order_of(self, worker: str) -> tuple[str, ...]:
+        """The first servers of a worker's order, its home first."""
+        order = self._orders.get(worker)
+        if order is None:
+            if len(self._orders) >= _ORDERS_MAX:
+                self._orders.clear()
+            order = self._orders[worker] = tuple(self._view.order_of(worker, _ORDER_LENGTH))
+        return order
 
     async def _run_here(self, request: Request, body: BodySource) -> Answer:
         """Run it on this machine, whatever becomes of it: it may have been offered to another one already."""
@@ -226,10 +277,11 @@ class Server:
     def _host_lost(self, socket: str) -> None:
         """A host is gone, and with it the isolates of its versions: nothing that was known of them holds."""
         before = (*self._hosts.alive, socket)
-        for version in [v for v in self._warm if by_preference(v, before)[0] == socket]:
-            del self._warm[version]
+        for version in [v for v in self._warmth.warm_versions() if by_preference(v, before)[0] == socket]:
+            self._warmth.cold(version, _now_s())
             self._client.refusals.forget(version)
-        self._notify({"revoke_all": True})
+        self._warmth.forget_host(socket)
+        self._subscribers.tell({"revoke_all": True})
 
     def _lease(self, request: Request, home: str) -> Lease | None:
         deployed = self._view.workers.get(request.worker)
@@ -238,7 +290,7 @@ class Server:
             return None
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
-            request.reuse,
+            request.reuse, request.at_home,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- what others call: requests
@@ -250,16 +302,36 @@ class Server:
             return CHUNK.encode(Chunk(lost=True))
         return CHUNK.encode(await lent.read(1 << 30))
 
-    # ---------------------------------------------------------------------------------- what others call: the view
-
-    async def apply_ring(self, payload: bytes) -> bytes:
-        """A new epoch of the ring."""
-        plain = decode_plain(payload)
-        if plain["epoch"] > self._view.epoch:
-            self._view.ring = Ring(plain["epoch"], plain["servers"], plain["secret"])
-            self._notify({"revoke_all": True})
-            self._side.begin(self._meet(list(plain["servers"])))
+    async def prewarm(self, payload: bytes) -> bytes:
+        """Another machine knows that a request for one of this home's workers is likely."""
+        request = REQUEST.decode(payload)
+        if not self._warmth.is_warm(request.version):
+            self._prewarmer.offer(request, Source.SERVER_NAME)
         return b""
+
+    async def preload(self, payload: bytes) -> bytes:
+        """A version is about to be switched to, and this is its worker's home: have an isolate of it here.
+
+        Over when it is there, or after 3 s: ``{"warm": bool}``.
+        """
+        version = Version.from_plain(decode_plain(payload))
+        warm = self._warmth.is_warm(version.version_id)
+        if not warm and self._hosts.alive:
+            request = replace(first_request(version), cold_cause=ColdCause.DEPLOY.value)
+            warm = await self._prewarmer.offer_and_wait(request, Source.DEPLOY, _PRELOAD_S_MAX)
+        return encode_plain({"warm": warm})
+
+    async def _hand_over(self, request: Request) -> None:
+        """This machine is about to become the home of a request's worker."""
+        self._prewarmer.offer(request, Source.HANDOVER)
+
+    # ------------------------------------------------------------------------------------------ what the view says
+
+    def on_ring(self, servers: list[str]) -> None:
+        """A new epoch of the ring."""
+        self._orders.clear()
+        self._subscribers.tell({"revoke_all": True})
+        self._side.begin(self._meet(servers))
 
     async def _meet(self, servers: list[str]) -> None:
         """Meet the homes before the first request goes to one: introductions and connections take their time."""
@@ -270,85 +342,23 @@ class Server:
             except (PeerLost, PeerFailed) as away:
                 _log.info("%s was not met: %s", server, away)
 
-    async def apply_change(self, payload: bytes) -> bytes:
-        """One change of what is deployed; when some before it were missed, everything is asked for again."""
-        plain = decode_plain(payload)
-        deployed = None if plain["deployed"] is None else deployed_from_plain(plain["deployed"])
-        old = self._view.workers.get(plain["worker"])
-        if self._view.apply(plain["seq"], plain["worker"], deployed):
-            self._changed(plain["worker"], old, deployed)
-        else:
-            await self.sync()
-        return b""
-
-    def _changed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
-        notice: dict[str, object] = {"add": [worker]} if new is not None else {"remove": [worker]}
+    def on_deployed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
+        """What is deployed for a worker has changed."""
+        notice: dict[str, object] = {"remove": [worker]} if new is None else added([new])
         if old is not None:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
             for version in gone:
                 self._side.begin(self._drop(version))
-        self._notify(notice)
+        self._subscribers.tell(notice)
 
     async def _drop(self, version: str) -> None:
         """A version is no longer deployed: its isolates need not live until they are evicted."""
         await self._hosts.tell_all(Frame.NOTICE, version.encode())
 
-    async def sync(self) -> None:
-        """Ask the ControlPlane for everything that is deployed."""
-        async with self._syncing:
-            control = await self._peers.get("control")
-            while not await self._sync_once(control):
-                pass  # changes came meanwhile, which the snapshot may not have; deploys are rare and this ends
-        for subscriber in list(self._subscribers):
-            self._greet(subscriber)
-
-    async def _sync_once(self, control: Peer) -> bool:
-        """Take a snapshot; False when the view changed while it was on its way."""
-        seq_before = self._view.seq
-        fresh = ClusterView(ring=self._view.ring)
-        after = ""
-        while True:
-            page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
-            # The number of the first page: a deploy during paging is told again, which does no harm.
-            fresh.seq = fresh.seq or page["seq"]
-            for plain in page["workers"]:
-                deployed = deployed_from_plain(plain)
-                fresh.workers[deployed.deployment.worker] = deployed
-            if not page["more"]:
-                break
-            after = max(fresh.workers)
-        fresh.ring = self._view.ring
-        unchanged = self._view.seq == seq_before
-        self._view = fresh
-        return unchanged
-
-    async def missing_code(self, payload: bytes) -> bytes:
-        """Which of these component digests are not here, or not as they should be."""
-        digests = decode_plain(payload)
-        return encode_plain(await asyncio.to_thread(lambda: [d for d in digests if not self._artifacts.sound(d)]))
-
-    async def missing_pieces(self, payload: bytes) -> bytes:
-        """Which of these pieces are not here as they should be."""
-        pieces = [Piece(**plain) for plain in decode_plain(payload)]
-        return encode_plain([asdict(p) for p in await asyncio.to_thread(self._artifacts.missing, pieces)])
-
-    async def collect_code(self, payload: bytes) -> bytes:
-        """Remove the code of everything but these component digests: ``{"freed_bytes": ...}``."""
-        keep, before_s = set(decode_plain(payload)), time.time() - _CODE_KEPT_S
-        freed = await asyncio.to_thread(lambda: self._artifacts.collect(keep, before_s=before_s))
-        return encode_plain({"freed_bytes": freed})
-
-    async def install_piece(self, payload: bytes) -> bytes:
-        """Put one piece of compiled code on this machine's disk."""
-        plain = decode_plain(payload)
-        await asyncio.to_thread(self._artifacts.install_piece, Piece(**plain["piece"]), plain["artifact"])
-        return b""
-
-    async def install_code(self, payload: bytes) -> bytes:
-        """Make a component usable here whose pieces are all here."""
-        await asyncio.to_thread(self._artifacts.install, decode_compiled(payload))
-        return b""
+    def on_synced(self) -> None:
+        """Everything was asked for again."""
+        self._subscribers.greet_all(self._view.workers.values())
 
     # -------------------------------------------------------------------------- what this machine's others tell us
 
@@ -356,94 +366,59 @@ class Server:
         if kind is Frame.PREWARM:
             self._side.begin(self._prewarm(REQUEST.decode(payload)))
         elif kind is Frame.SPANS:
-            self._report(spans_of(payload))
+            self._traces.report(spans_of(payload))
+        elif kind is Frame.HEAT:
+            report = HEAT.decode(payload)
+            self._warmth.homes_here = self._keeper.homes_of(self.name)
+            self._warmth.reported(report, _now_s())
+            for worker in report.workers:
+                if self._home_of(worker) == self.name:
+                    self._prewarmer.used(worker)
         elif kind is Frame.NOTICE:
             word, _, version = payload.decode().partition(" ")
             self._host_says(word, version)
 
     def _host_says(self, word: str, version: str) -> None:
+        """A host has the first isolate of a version (``warm``), or lost the last (``cold``); or it was asked for one
+        ahead, and there was one already or no room for it (``unstarted``)."""
         if word == "warm":
-            self._warm[version] = None
-            if len(self._warm) > _WARM_MAX:
-                del self._warm[next(iter(self._warm))]
+            self._warmth.warm(version)
         elif word == "cold":
-            self._warm.pop(version, None)
+            self._warmth.cold(version, _now_s())
             self._client.refusals.forget(version)
-            self._notify({"revoke": [version]})
+            self._subscribers.tell({"revoke": [version]})
+        self._prewarmer.over(version, warm=self._warmth.is_warm(version), started=word != "unstarted")
+        self._handover.heard("warm" if self._warmth.is_warm(version) else word, version)
 
     async def _prewarm(self, request: Request) -> None:
         """A request for a worker is likely: start an isolate where the request would run."""
         resolved = self._resolve(request)
-        if isinstance(resolved, Outcome) or resolved.version in self._warm:
+        if isinstance(resolved, Outcome) or self._warmth.is_warm(resolved.version):
             return
-        request = resolved
-        _, route = self._route(request)
+        home, route = self._route(resolved)
+        resolved = replace(resolved, at_home=home == (route.server or self.name))
+        if route.place is Place.HERE:
+            self._prewarmer.offer(resolved, Source.SERVER_NAME)
+            return
         try:
-            if route.place is Place.HERE:
-                await self._hosts.tell(request.version, Frame.PREWARM, REQUEST.encode(request))
-            else:
-                await (await self._peers.get(f"{route.server}/shard")).call("prewarm", REQUEST.encode(request))
-        except (LinkBroken, PeerLost, PeerFailed) as away:
+            await (await self._peers.get(f"{route.server}/server")).call("prewarm", REQUEST.encode(resolved))
+        except (PeerLost, PeerFailed) as away:
             _log.info("a prewarm was dropped: %s", away)
+
+    def _due(self, worker: str) -> Request | None:
+        """What starts the isolate of a worker that is due by habit, if it is cold and this is its home."""
+        version = self._view.version_for(worker, b"")
+        if isinstance(version, Outcome) or self._warmth.is_warm(version.version_id):
+            return None
+        return first_request(version) if self._home_of(worker) == self.name else None
 
     def _on_subscribe(self, connection: Connection) -> None:
         """The ingress wants to hear of routes and leases for as long as its connection is open."""
-        self._subscribers.add(connection)
-        self._greet(connection)
-
-    def _greet(self, connection: Connection) -> None:
-        names = list(self._view.workers)
-        pages = [names[i : i + _NAMES_PER_FRAME] for i in range(0, len(names), _NAMES_PER_FRAME)] or [[]]
-        try:
-            connection.send(Frame.NOTICE, encode_plain({"reset": True, "revoke_all": True, "add": pages[0]}))
-            for page in pages[1:]:
-                connection.send(Frame.NOTICE, encode_plain({"add": page}))
-        except LinkBroken:
-            self._subscribers.discard(connection)
-
-    def _notify(self, notice: dict[str, object]) -> None:
-        payload = encode_plain(notice)
-        for connection in list(self._subscribers):
-            try:
-                connection.send(Frame.NOTICE, payload)
-            except LinkBroken:
-                self._subscribers.discard(connection)
-
-    # ------------------------------------------------------------------------------------------------------ traces
-
-    def _report(self, spans: list[Span]) -> None:
-        self._collector.report(spans, time.monotonic())
-
-    async def _gather_traces(self) -> None:
-        while True:
-            await asyncio.sleep(_TRACE_TICK_S)
-            self._export(self._collector.tick(time.monotonic()))
-
-    def _export(self, completed: Sequence[CompletedTrace]) -> None:
-        if self._exporter is not None:
-            for trace in completed:
-                self._exporter.export(trace.spans)
-
-    async def export_to(self, payload: bytes) -> bytes:
-        """Send traces to another backend from now on, or with an empty ``url`` to the configured one again."""
-        plain = decode_plain(payload)
-        old = self._exporter
-        self._exporter = self._make_exporter(plain["url"], plain["headers"]) if plain["url"] else self._configured
-        if old is not None and old is not self._configured:
-            await asyncio.to_thread(old.close, 2.0)
-        return b""
-
-    async def traces(self, payload: bytes) -> bytes:
-        """Summaries of the latest traces: ``{"limit": n}`` -> a list of plain summaries, newest first."""
-        return encode_plain(self._collector.recent(int(decode_plain(payload)["limit"])))
-
-    async def trace(self, payload: bytes) -> bytes:
-        """The spans of one trace by the beginning of its id, as a report (``tracing.wire``)."""
-        return encode_spans(self._collector.get(str(decode_plain(payload)["trace_id"])))
+        self._subscribers.add(connection, self._view.workers.values())
 
     async def statistics(self, payload: bytes = b"") -> bytes:
         """Counters, for operators and tests."""
-        counts = self._client.counts
+        counts, now_s = self._client.counts, _now_s()
         return encode_plain(
             {
                 "server": self.name,
@@ -452,7 +427,15 @@ class Server:
                 "workers": len(self._view.workers),
                 "ring_epoch": self._view.epoch,
                 "ring": {} if self._view.ring is None else dict(self._view.ring.servers),
-                "warm_versions": len(self._warm),
+                "warm_versions": len(self._warmth.warm_versions()),
+                "routes": dict(self._routes),
+                "prewarms": self._prewarmer.statistics(),
+                "ran_here": self._warmth.ran_here,
+                "hop_ms": round(self._warmth.hop_ms, 3),
+                "hottest": [
+                    [worker, round(self._warmth.heat.rate_per_s(worker, now_s), 4)]
+                    for worker in self._warmth.heat.hottest(_HOTTEST_SHOWN, now_s)
+                ],
                 "sharded": {
                     "offered": counts.offered,
                     "answered": counts.answered,
@@ -472,3 +455,19 @@ class Server:
 @lru_cache(maxsize=1_024)  # limits come from two plans and few manifests; every request needs them as plain numbers
 def _plain_limits(limits: Limits) -> dict[str, int | None]:
     return {name: value for name, value in limits.to_plain().items() if value is None or isinstance(value, int)}
+
+
+def _with_version(request: Request, version: Version) -> Request:
+    """The request for one version of its worker."""
+    return replace(
+        request,
+        version=version.version_id,
+        component_digest=version.component_digest,
+        plan=version.plan.value,
+        limits=_plain_limits(version.limits),
+        reuse=version.reuse,
+    )
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -29,6 +29,7 @@ from actors.exchange import (
 )
 from actors.link import Answer, BodySource
 from actors.peer import Peer, PeerFailed, PeerLost, Peers
+from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, REQUEST, decode_verdict
 from isolates.conversation import BodyLost
 from tracing.recorder import Recorder
@@ -106,8 +107,12 @@ class Refusals:
 class ShardClient:
     """The sending half of sharding, one per Server."""
 
-    def __init__(self, peers: Peers, exports: Exports[LentBody], run_here: RunHere) -> None:
+    def __init__(
+        self, peers: Peers, exports: Exports[LentBody], run_here: RunHere, warmth: Warmth | None = None
+    ) -> None:
+        """``warmth`` learns what replies tell of other servers' load, and of what their isolates cost."""
         self._peers = peers
+        self._warmth = warmth or Warmth()
         self._exports = exports
         self._run_here = run_here
         self.refusals = Refusals()
@@ -137,8 +142,17 @@ class ShardClient:
         peer: Peer | None = None
         self.counts.offered += 1
         under_hop = offer.recorder.context.child(offer.hop_id).traceparent()
-        payload = REQUEST.encode(replace(request, fallback=offer.capability, ring_epoch=epoch, traceparent=under_hop))
+        began_s = _now_s()
+        offered = replace(
+            request,
+            fallback=offer.capability,
+            ring_epoch=epoch,
+            traceparent=under_hop,
+            rate_per_s=self._warmth.heat.rate_per_s(request.worker, began_s),
+        )
+        payload = REQUEST.encode(offered)
         self.counts.sent_bytes += len(payload)
+        self._warmth.sent(home, request.worker, began_s)
         try:
             peer = await self._peers.get(f"{home}/shard")
             verdict = decode_verdict(await peer.call("serve", payload))
@@ -147,7 +161,7 @@ class ShardClient:
             command = journey.on_lost(delivered=lost.delivered)
             offer.release("lost")
             if command is Command.RUN_HERE:
-                return await self._run_here(request, body)
+                return await self._run_here(replace(request, at_home=False), body)
             return EndedAnswer(Ended(Outcome.HOME_LOST, f"{home} went away"))
         except PeerFailed as failed:
             _log.error("%s", failed)
@@ -160,10 +174,19 @@ class ShardClient:
                 offer.abort_at(peer)
             raise
         if isinstance(verdict, Refused):
+            self._warmth.replied(home, verdict.load, _now_s())
             return await self._refused(offer, verdict, request, body)
         self.counts.answered += 1
         journey.on(Event.ANSWERED)
-        return HomeAnswer(offer, peer, verdict, home)
+        round_trip_ms = (_now_s() - began_s) * 1e3 if verdict.first.ended is not None else None
+
+        def heard(ended: Ended) -> None:
+            now_s = _now_s()
+            if ended.server:  # the home's own word, and not what became of the way to it
+                self._warmth.replied(home, ended.load, now_s)
+            self._warmth.ended_away(request.worker, request.version, ended, round_trip_ms, now_s)
+
+        return HomeAnswer(offer, peer, verdict, home, heard)
 
     async def _refused(self, offer: "Offer", verdict: Refused, request: Request, body: BodySource) -> Answer:
         if self._exports.owned(verdict.fallback) is not offer.lent:
@@ -173,7 +196,7 @@ class ShardClient:
         offer.release(verdict.reason.value)
         if command is Command.RUN_HERE_AND_REMEMBER and verdict.reason not in _PASSING:
             self.refusals.remember(request.version, verdict.reason)
-        local = await self._run_here(replace(request, cold_cause=ColdCause.REFUSED.value), body)
+        local = await self._run_here(replace(request, cold_cause=ColdCause.REFUSED.value, at_home=False), body)
         return RefusedAnswer(local, verdict.reason)
 
 
@@ -232,8 +255,9 @@ class Offer:
 class HomeAnswer:
     """An answer that is read from the home."""
 
-    def __init__(self, offer: Offer, peer: Peer, answered: Answered, home: str) -> None:
+    def __init__(self, offer: Offer, peer: Peer, answered: Answered, home: str, heard: Callable[[Ended], None]) -> None:
         self._offer = offer
+        self._heard = heard
         self._peer = peer
         self._served = answered.served
         self._rest = answered.rest
@@ -274,6 +298,7 @@ class HomeAnswer:
         self.whole = self.whole or chunk.end
         if chunk.ended is not None and self._ended is None:
             self._ended = chunk.ended
+            self._heard(chunk.ended)
             self._offer.over(Event.LOST if chunk.lost else Event.ENDED)
 
     def cancel(self) -> None:
@@ -321,3 +346,7 @@ class EndedAnswer:
 
     def cancel(self) -> None:
         """Nothing runs."""
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

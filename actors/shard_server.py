@@ -6,7 +6,7 @@ by then, and in pulled chunks when it is not. It never sends a request on: at mo
 """
 
 import asyncio
-import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,21 +26,19 @@ from actors.exchange import (
     Request,
     Served,
 )
+from actors.host_loads import HostLoads
 from actors.hosts import HostAnswer, Hosts
-from actors.link import Frame, LinkBroken, Links, read_window
+from actors.link import LinkBroken, Links, read_window
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict
 from isolates.artifact import ArtifactStore
 from isolates.conversation import BodyLost
 
-_log = logging.getLogger("everwarm.shard_server")
-
 #: A client that does not read its answer for this long is gone, together with its machine.
 _UNREAD_S = 30.0
-#: How long the host's last report speaks for it. A home that refuses gets no new reports: what it believes must grow
-#: old, or it would refuse for ever. One request a second finds out.
-_LOAD_FRESH_S = 1.0
+#: Versions that ran here and may still have an isolate: what is remembered longer is wrong more often.
+_RAN_MAX = 16_384
 
 
 class LentFrom:
@@ -101,16 +99,17 @@ class ShardServer:
         self._peers = peers
         self._limits = limits
         self._draining = False
-        self._loads: dict[str, tuple[Load, float]] = {}  # by the host's socket, each with its last moment
+        self._loads = HostLoads()
+        self._ran: OrderedDict[str, float] = OrderedDict()  # versions, each with the moment of its last request
         self._visits: dict[tuple[str, int], Visit] = {}
         self._rests: Exports[Visit] = Exports(f"{name}/shard")
         self._counts = {"admitted": 0, "refused": 0, "aborted": 0}
+        self._refused: dict[RefusalReason, int] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self.calls: Calls = {
             "serve": self.serve,
             "read_response": self.read_response,
             "abort": self.abort,
-            "prewarm": self.prewarm,
             "meet": self.meet,
             "configure": self.configure,
             "statistics": self.statistics,
@@ -121,13 +120,17 @@ class ShardServer:
         request = REQUEST.decode(payload)
         if request.fallback is None:
             raise ValueError("an offer without its capability")
-        verdict = admission.decide(
-            self._load_of(self._hosts.of(request.version)), len(self._visits), self._limits,
-            code_here=self._artifacts.has(request.component_digest), draining=self._draining,
+        load = self._loads.of(self._hosts.of(request.version), _now_s())
+        offer = admission.offer_of(
+            request, load, self._limits,
+            resident=self._is_resident(request.version, load), code_here=self._artifacts.has(request.component_digest),
         )  # fmt: skip
+        verdict = admission.decide(load, len(self._visits), self._limits, offer, draining=self._draining)
         if verdict.admission is Admission.REFUSE:
+            reason = verdict.reason or RefusalReason.BUSY
             self._counts["refused"] += 1
-            return encode_verdict(Refused(verdict.reason or RefusalReason.BUSY, request.fallback))
+            self._refused[reason] = self._refused.get(reason, 0) + 1
+            return encode_verdict(Refused(reason, request.fallback, self._hinted(load)))
         self._counts["admitted"] += 1
         visit = Visit(self, request.fallback)
         self._visits[request.fallback.owner, request.fallback.key] = visit
@@ -169,15 +172,28 @@ class ShardServer:
         if answer.is_over or (answer.whole and answer.ready()):
             ended = await answer.ended()
             self._note_load(answer.path, ended.load)
+            ended = replace(ended, load=self._hinted(ended.load))
+            if ended.start_type:
+                self._note_ran(answer.version)
         return Chunk(data, end=answer.whole, ended=ended)
 
     def _note_load(self, socket: str, load: Load) -> None:
-        self._loads[socket] = (load, asyncio.get_running_loop().time() + _LOAD_FRESH_S)
+        self._loads.note(socket, load, _now_s())
 
-    def _load_of(self, socket: str | None) -> Load:
-        """What the host that would run it said last, unless that is old."""
-        load, until_s = self._loads.get(socket or "", (Load(), 0.0))
-        return load if asyncio.get_running_loop().time() < until_s else Load()
+    def _hinted(self, load: Load) -> Load:
+        """A host's load as a reply tells it: with the hint, which counts what is in work here as well."""
+        return replace(load, nearly_full=admission.nearly_full(load, len(self._visits), self._limits))
+
+    def _note_ran(self, version: str) -> None:
+        self._ran[version] = _now_s()
+        self._ran.move_to_end(version)
+        if len(self._ran) > _RAN_MAX:
+            self._ran.popitem(last=False)
+
+    def _is_resident(self, version: str, load: Load) -> bool:
+        """Whether its isolate should still be here: it ran less long ago than isolates live unasked."""
+        ran_s = self._ran.get(version)
+        return ran_s is not None and (not load.residence_s or _now_s() - ran_s < load.residence_s)
 
     async def read_response(self, payload: bytes) -> bytes:
         """The next chunk of an answer that did not fit its verdict."""
@@ -209,14 +225,6 @@ class ShardServer:
         await self._hosts.open_ahead()
         return b""
 
-    async def prewarm(self, payload: bytes) -> bytes:
-        """A request is likely to come here: pass it on to the host. Forgotten when the host is away."""
-        try:
-            await self._hosts.tell(REQUEST.decode(payload).version, Frame.PREWARM, payload)
-        except LinkBroken as away:
-            _log.info("a prewarm was dropped: %s", away)
-        return b""
-
     async def configure(self, payload: bytes) -> bytes:
         """Change admission while running: fields of ``AdmissionLimits``, and ``draining``."""
         wanted = decode_plain(payload)
@@ -232,7 +240,9 @@ class ShardServer:
                 "in_flight": len(self._visits),
                 "lent_out": len(self._rests),
                 "draining": self._draining,
-                "queue_ms": max((load.queue_ms for load, _ in self._loads.values()), default=0.0),
+                "refusals": {reason.value: count for reason, count in self._refused.items()},
+                "queue_ms": (worst := self._loads.worst(_now_s())).queue_ms,
+                "nearly_full": self._hinted(worst).nearly_full,
                 "hosts": len(self._hosts.alive),
                 "hosts_lost": self._hosts.lost,
             }
@@ -255,3 +265,7 @@ class ShardServer:
             for visit in list(self._visits.values()):
                 if visit.rest is not None and visit.read_at_s < late_s:
                     visit.over()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

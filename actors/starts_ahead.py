@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from actors.decision import Start
 from actors.exchange import Request
+from isolates.limits import IsolateLimits
+from isolates.watchdog import behind_the_clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,24 @@ class Recipe:
     version: str
     component_digest: str
     limits: Mapping[str, int | None]
+
+    @property
+    def isolate_limits(self) -> IsolateLimits:
+        """The version's limits as its isolates need them."""
+        default, given = IsolateLimits(), self.limits
+        wall_ms, sent = given.get("wall_ms"), given.get("subrequests_max")
+        return IsolateLimits(
+            cpu_ms=given.get("cpu_ms") or default.cpu_ms,
+            startup_cpu_ms=given.get("startup_cpu_ms") or default.startup_cpu_ms,
+            # Unlimited while the client is connected: one that leaves is seen at once, so a day is only a backstop.
+            wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
+            wait_until_ms=given.get("wait_until_ms") or default.wait_until_ms,
+            memory_soft_bytes=given.get("memory_soft_bytes") or default.memory_soft_bytes,
+            memory_bytes_max=given.get("memory_hard_bytes") or default.memory_bytes_max,
+            subrequests_max=default.subrequests_max if sent is None else sent,
+            connections_max=given.get("connections_max") or default.connections_max,
+            log_bytes_max=given.get("log_bytes_max") or default.log_bytes_max,
+        )
 
     @classmethod
     def of(cls, request: Request) -> "Recipe":
@@ -62,6 +82,7 @@ class StartsAhead:
             self._changed.notify()
 
     def _work(self) -> None:
+        behind_the_clock()
         while True:
             with self._changed:
                 while not self._queue and not self._stopping:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from actors.exchange import Answered, Capability, Chunk, Ended, Lease, Load, Refused, Request, Served
+from actors.exchange import Answered, Capability, Chunk, Ended, HeatReport, Lease, Load, Refused, Request, Served
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ ENDED = Codec(Ended)
 CHUNK = Codec(Chunk)
 LEASE = Codec(Lease)
 LOAD = Codec(Load)
+HEAT = Codec(HeatReport)
 CAPABILITY = Codec(Capability)
 _VERDICT = msgspec.msgpack.Decoder(RefusedReply | AnsweredReply)
 _ENCODER = msgspec.msgpack.Encoder()

@@ -49,7 +49,8 @@ _HOP_BY_HOP = frozenset(
 class ExchangeLimits:
     """Bounds of one request at the edge."""
 
-    body_bytes_max: int = 500_000_000  # the paid plan's; a worker's own limit is lower or the same
+    #: The most that a manifest may ask for; a worker's own limit is lower or the same, and holds.
+    body_bytes_max: int = 5_000_000_000
     #: Waiting for the first bytes of a body, so that they ride with the head. A client that sends head and body
     #: together needs microseconds; one that does not is not worth delaying the head for.
     first_bytes_wait_s: float = 0.002
@@ -63,6 +64,7 @@ class Edge(Protocol):
     server: str  # the Server's socket
     entropy: Callable[[int], bytes]
 
+    def body_bytes_max(self, worker: str) -> int: ...
     def lease(self, worker: str) -> Lease | None: ...
     def keep_lease(self, lease: Lease) -> None: ...
     def drop_lease(self, worker: str) -> None: ...
@@ -147,10 +149,11 @@ class ClientExchange:
     async def run(self, worker: str) -> None:
         """Send the request on and stream the answer to the client."""
         edge, limits = self._edge, self._limits
-        body = ClientBody(self._receive, limits.body_bytes_max)
+        body_bytes_max = min(limits.body_bytes_max, edge.body_bytes_max(worker))
+        body = ClientBody(self._receive, body_bytes_max)
         request = replace(self._request, worker=worker)
         declared = next((v for n, v in request.head.headers if n == "content-length"), None)
-        if declared is not None and int(declared) > limits.body_bytes_max:
+        if declared is not None and int(declared) > body_bytes_max:
             await self._page(_TOO_LARGE)
             return
         # Without a length there may still be a chunked body; ASGI says so with the first message.

@@ -15,6 +15,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,7 @@ class Ingress:
         self._routes = Routes()
         self._certificates = CertificateStore(authority, self._pattern_of, certificates)
         self._unknown_names = TokenBucket(self._limits.unknown_names_per_s, burst_s=2.0)
+        self._body_bytes_max: dict[str, int] = {}  # of each worker that has a route
         self._leases: dict[str, Lease] = {}
         self._leased_versions: dict[str, str] = {}  # version -> worker
         self._prewarmed: OrderedDict[str, float] = OrderedDict()
@@ -135,6 +137,17 @@ class Ingress:
         self._side.begin(self._send_spans())
         return self._port
 
+    async def drain(self, within_s: float) -> None:
+        """Take no new clients, let those that are here finish what they asked for, and stop.
+
+        A connection that is kept between requests is closed; a client of HTTP tries again elsewhere.
+        """
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._uvicorn.shutdown(), within_s)
+        await self.stop()
+
     async def stop(self) -> None:
         """Stop listening; requests in work are cut."""
         if self._uvicorn is not None:
@@ -172,6 +185,10 @@ class Ingress:
         self._leases.clear()
         self._leased_versions.clear()
 
+    def body_bytes_max(self, worker: str) -> int:
+        """The largest request body that a worker takes. Nothing, when it is not deployed: it has no route either."""
+        return self._body_bytes_max.get(worker, 0)
+
     def lease(self, worker: str) -> Lease | None:
         """The lease for a worker, while it is valid."""
         return self._leases.get(worker)
@@ -191,17 +208,19 @@ class Ingress:
             _, payload = await connection.receive()
             notice = decode_plain(payload)
             if notice.get("reset"):
-                self._routes = Routes()
+                self._routes, self._body_bytes_max = Routes(), {}
             if notice.get("revoke_all"):
                 self._drop_leases()
             for version in notice.get("revoke", ()):
                 self._leases.pop(self._leased_versions.pop(version, ""), None)
+            self._body_bytes_max.update(notice.get("body_bytes_max", {}))
             if added := notice.get("add"):
                 self._routes = self._routes.with_routes({local_host(worker): worker for worker in added})
                 for worker in added:
                     self._leases.pop(worker, None)
             for worker in notice.get("remove", ()):
                 self._routes = self._routes.without_worker(worker)
+                self._body_bytes_max.pop(worker, None)
                 self._leases.pop(worker, None)
             heard.set()
 
@@ -232,12 +251,9 @@ class Ingress:
 
     async def _prewarm(self, worker: str) -> None:
         request = Request(self.entropy(8).hex(), worker, RequestHead("", "", "", ""), "")
-        lease = self.lease(worker)
         try:
-            if lease is not None:
-                await self.links.tell(lease.socket, Frame.PREWARM, REQUEST.encode(request.under(lease)))
-            else:
-                await self.links.tell(self.server, Frame.PREWARM, REQUEST.encode(request))
+            # With a lease as without: the Server has the machine's one queue of prewarms, and knows who is warm.
+            await self.links.tell(self.server, Frame.PREWARM, REQUEST.encode(request))
             self._prewarms += 1
         except LinkBroken:
             pass  # a prewarm is a favour; the request itself will say what is wrong

@@ -7,6 +7,7 @@ a ``DelayedPeer`` in the place of one of them to make a race happen.
 
 import asyncio
 import itertools
+import math
 import os
 import secrets
 import shutil
@@ -28,6 +29,7 @@ from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Answer, BodySource, Links
 from actors.peer import Calls, LocalPeers, Peer, PeerFailed, PeerLost
 from actors.residency import ResidencyLimits
+from actors.routing import RoutingLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
@@ -36,6 +38,9 @@ from actors.worker import Limits, Plan
 from isolates.artifact import ArtifactStore
 from isolates.artifact import Compiled as Artifact
 from isolates.conversation import BodyLost
+
+#: Nobody is asked often enough for a copy: what goes home goes on going home.
+NO_COPIES = RoutingLimits(idle_chance_max=1e-300, spread_cpu=math.inf, popular_per_s=math.inf, popular_cpu=math.inf)
 
 ZIG = Path(__file__).resolve().parents[1] / "workers" / "zig"
 _REQUEST_NUMBERS = itertools.count(1)
@@ -207,6 +212,8 @@ class Machine:
         peers: LocalPeers,
         failures: list[BaseException],
         processes: int = 0,
+        routing_limits: RoutingLimits | None = None,
+        residency_limits: ResidencyLimits | None = None,
     ):
         self.name = name
         self.code = directory / name / "code"
@@ -218,7 +225,7 @@ class Machine:
             self.code,
             server=name,
             tell_server=ServerLine(self.server_socket).tell,
-            residency_limits=ResidencyLimits(),
+            residency_limits=residency_limits or ResidencyLimits(),
             limits=HostLimits(),
         )
         self.processes = [
@@ -233,6 +240,7 @@ class Machine:
             links=Links(),
             peers=peers,
             entropy=secrets.token_bytes,
+            routing_limits=routing_limits,
         )
         self.shard = ShardServer(
             name,
@@ -300,7 +308,16 @@ class Machine:
 class CompleteServers:
     """A cluster. ``seed``: a ControlPlane's directory with components that were compiled before (``compiled_zig``)."""
 
-    def __init__(self, directory: Path, servers: int = 2, seed: Path | None = None, processes: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        servers: int = 2,
+        seed: Path | None = None,
+        processes: int = 0,
+        routing_limits: RoutingLimits | None = None,
+        residency_limits: ResidencyLimits | None = None,
+        preload: bool = False,
+    ) -> None:
         if seed is not None:
             shutil.copytree(seed, directory / "control", copy_function=os.link)
         # A Unix socket's path is short, and a test's own directory has a long name.
@@ -308,10 +325,21 @@ class CompleteServers:
         self.directory = directory
         self.failures: list[BaseException] = []
         self.peers = LocalPeers()
-        self.control = ControlPlane(directory / "control", peers=self.peers, now_ms=lambda: time.time_ns() // 10**6)
+        self.control = ControlPlane(
+            directory / "control", peers=self.peers, now_ms=lambda: time.time_ns() // 10**6, preload=preload
+        )
         self.peers.known["control"] = RemotePeer("control", self.control.calls, self.failures)
         self.machines = [
-            Machine(f"server-{i + 1}", directory, self._sockets, self.peers, self.failures, processes)
+            Machine(
+                f"server-{i + 1}",
+                directory,
+                self._sockets,
+                self.peers,
+                self.failures,
+                processes,
+                routing_limits,
+                residency_limits,
+            )
             for i in range(servers)
         ]
         self._names = itertools.count(1)

@@ -24,6 +24,8 @@ BORDERS = {
 PURE = {
     *(f"actors.{n}" for n in "dispatch admission routing capability exchange worker egress_policy".split()),
     *(f"actors.{n}" for n in "residency resident decision score_heap host_choice".split()),
+    *(f"actors.{n}" for n in "eviction lines past_starts room spares host_gauge".split()),
+    *(f"actors.{n}" for n in "heat load_board next_use membership host_loads warmth prewarm".split()),
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation egress".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),

@@ -6,13 +6,26 @@ After each of them everything that was lent is back and nothing runs: ``Complete
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, HeldBody, Pieces, component, request, upload, wait_until
+from complete_servers import (
+    NO_COPIES,
+    Compiled,
+    CompleteServers,
+    HeldBody,
+    Pieces,
+    collect,
+    component,
+    request,
+    upload,
+    wait_until,
+)
 
 from actors.capability import ExportsFull
-from actors.exchange import WINDOW_BYTES_MAX, Load
+from actors.exchange import WINDOW_BYTES_MAX, Load, Served
 from actors.link import Frame
 from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED
@@ -26,9 +39,10 @@ MIB = 1 << 20
 def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
     """Play a scenario on a fresh cluster."""
 
-    def run(scenario: Scenario, servers: int = 2) -> None:
+    def run(scenario: Scenario, servers: int = 2, **made_with: Any) -> None:
         async def whole() -> None:
-            async with asyncio.timeout(30) as limit, CompleteServers(tmp_path, servers, zig.directory) as cluster:
+            made = CompleteServers(tmp_path, servers, zig.directory, **made_with)
+            async with asyncio.timeout(30) as limit, made as cluster:
                 cluster.limit = limit
                 await scenario(cluster)
 
@@ -52,7 +66,7 @@ async def cold(cluster: CompleteServers, number: int, worker: str) -> None:
     machine.host.drop_version(version)
 
     async def known() -> bool:
-        return version not in machine.server._warm and version not in machine.server._client.refusals
+        return not machine.server._warmth.is_warm(version) and version not in machine.server._client.refusals
 
     await wait_until(known, f"{machine.name} knows that {worker} is cold")
 
@@ -132,7 +146,7 @@ def test_a_refused_upload_runs_here_from_its_first_byte(play: Callable[..., None
         assert (counts["offered"], counts["refused"]) == (1, 1)
         head_bytes = 4_096
         assert counts["sent_bytes"] <= WINDOW_BYTES_MAX + head_bytes
-        assert cluster[2].isolates() == 0
+        assert cluster[2].host.statistics()["outcomes"] == {}
 
     play(scenario)
 
@@ -144,7 +158,7 @@ def test_a_refusal_sticks_until_this_machines_isolate_is_gone(play: Callable[...
         for _ in range(5):
             got = await cluster[1].ask(request(worker))
             assert got.ended.outcome is Outcome.OK
-            cluster[1].server._warm.clear()  # the host's word that it is warm may be late
+            cluster[1].server._warmth._warm.clear()  # the host's word that it is warm may be late
         assert (await cluster[1].statistics())["sticky_refusals"] == 1
         assert (await cluster[1].sharded())["offered"] == 1
         await cluster[2].configure(in_flight_max=128)
@@ -202,6 +216,71 @@ def test_an_unused_fallback_starts_nothing(play: Callable[..., None]) -> None:
         assert cluster[1].isolates() == 0
         assert cluster[1].host.statistics()["cold_starts"] == {}
 
+    play(scenario, routing_limits=NO_COPIES)
+
+
+def test_a_worker_that_is_asked_often_gets_a_copy_and_nobody_waits_for_it(play: Callable[..., None]) -> None:
+    """It goes home until its copy is warm, so that becoming hot is no cold start for anybody."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "hello")
+        seen: list[tuple[str, str]] = []
+        # How many it takes depends on what a start and a hop were measured to cost.
+        while len(seen) < 1_000 and seen[-2:] != [("server-1", "warm")] * 2:
+            got = await cluster[1].ask(request(worker))
+            assert got.served is not None
+            seen.append((got.served.server, got.served.start_type))
+        assert seen[0] == ("server-2", "preload")
+        assert ("server-1", "prewarm") in seen, seen
+        assert {start for _, start in seen} == {"preload", "prewarm", "warm"}
+        here = [server for server, _ in seen].index("server-1")
+        assert {server for server, _ in seen[here:]} == {"server-1"}
+        told = await cluster[1].statistics()
+        assert told["prewarms"]["begun"] == {"hot": 1}
+        assert (await cluster[2].statistics())["prewarms"]["begun"] == {"deploy": 1}
+        for machine in cluster.machines:
+            assert machine.host.statistics()["cold_starts"] == {}
+
+    play(scenario, preload=True)
+
+
+def test_a_home_that_is_nearly_full_is_left_before_it_refuses(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "hello")
+        await cluster[2].configure(nearly_full_at=0.0)
+        seen: list[Served] = []
+        while len(seen) < 1_000 and not (seen and seen[-1].server == "server-1"):
+            got = await cluster[1].ask(request(worker))
+            assert got.served is not None
+            seen.append(got.served)
+        assert {served.refused for served in seen} == {""}
+        assert (seen[0].server, seen[-1].server) == ("server-2", "server-1")
+        assert "home nearly full" in (await cluster[1].statistics())["routes"]
+
+    play(scenario, routing_limits=replace(NO_COPIES, popular_per_s=1 / 300))
+
+
+def test_what_ran_over_a_lease_is_known_to_the_server(play: Callable[..., None]) -> None:
+    """Requests that went straight to the host: it reports who was asked for, twice a second."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(1, "hello")
+        got = await cluster[1].ask(request(worker))
+        assert got.served is not None
+        lease = got.served.lease
+        assert lease is not None
+        assert lease.at_home
+        for _ in range(10):
+            await collect(await cluster[1].links.exchange(lease.socket, request(worker).under(lease), Pieces()))
+
+        async def known() -> bool:
+            return (await cluster[1].statistics())["ran_here"] == 11
+
+        await wait_until(known, "the host has reported")
+        told = await cluster[1].statistics()
+        assert [name for name, _ in told["hottest"]] == [worker]
+        assert told["requests"] == 1
+
     play(scenario)
 
 
@@ -211,7 +290,7 @@ def test_two_views_of_the_ring_never_loop(play: Callable[..., None]) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
         ring = {"epoch": 1 << 60, "servers": {"server-3": 1}, "secret": b"x" * 32}
-        await cluster[2].server.apply_ring(encode_plain(ring))
+        await cluster[2].server.calls["apply_ring"](encode_plain(ring))
         got = await cluster[1].ask(request(worker))
         assert got.served is not None
         assert got.served.server == "server-2"
@@ -484,7 +563,7 @@ def test_a_deploy_during_a_join_reaches_the_newcomer(play: Callable[..., None]) 
         held.go.set()
         await joining
         digest = job["result"]["component_digest"]
-        assert decode_plain(await late.server.missing_code(encode_plain([digest]))) == []
+        assert decode_plain(await late.server.calls["missing_code"](encode_plain([digest]))) == []
 
     play(scenario, servers=3)
 
@@ -502,7 +581,7 @@ def test_a_machine_that_joins_during_a_deploy_gets_its_code(play: Callable[..., 
         held.go.set()
         job = await deploying
         digest = job["result"]["component_digest"]
-        assert decode_plain(await late.server.missing_code(encode_plain([digest]))) == []
+        assert decode_plain(await late.server.calls["missing_code"](encode_plain([digest]))) == []
 
     play(scenario, servers=3)
 
@@ -563,6 +642,8 @@ def test_more_lent_than_a_server_may_lend_is_shed(play: Callable[..., None]) -> 
 def test_a_prewarm_goes_where_the_request_would_run(play: Callable[..., None]) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "hello")
+        await cold(cluster, 2, worker)
+        assert cluster[2].isolates() == 0
         await cluster[1].links.tell(str(cluster[1].server_socket), Frame.PREWARM, REQUEST.encode(request(worker)))
 
         async def warm() -> bool:

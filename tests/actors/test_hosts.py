@@ -179,7 +179,7 @@ def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
         assert got.served.lease is not None
 
         async def warm() -> bool:
-            return version in machine.server._warm
+            return machine.server._warmth.is_warm(version)
 
         await wait_until(warm, "the Server knows that it is warm")
         await crash(machine, version)

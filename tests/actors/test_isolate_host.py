@@ -1,6 +1,7 @@
 """A real host with real guests, asked over its socket."""
 
 import asyncio
+import gc
 import hashlib
 import shutil
 import socket
@@ -17,6 +18,7 @@ from actors.exchange import Ended, Load, Request
 from actors.host_conversation import LinkSocket
 from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Frame, LinkAnswer, LinkBroken, Links, frame
+from actors.mapped_code import MappedCodeLimits
 from actors.residency import ResidencyLimits
 from actors.wire import ENDED, REQUEST
 from actors.worker import Reuse
@@ -80,7 +82,7 @@ def make(zig: Compiled, tmp_path: Path) -> Iterator[Make]:
             sockets / "h.sock",
             tmp_path / "code",
             server="server-1",
-            tell_server=lambda kind, payload: notices.append(payload.decode()),
+            tell_server=lambda kind, payload: notices.append(payload.decode()) if kind is Frame.NOTICE else None,
             residency_limits=residency,
             limits=limits,
         )
@@ -437,6 +439,97 @@ def test_a_house_that_is_full_evicts_what_is_idle(make: Make) -> None:
         seen = there.host.statistics()
         assert (seen["isolates"], seen["evictions"]) == (2, 3)
         assert sum(notice.startswith("cold ") for notice in there.notices) == 3
+
+    play(scenario())
+
+
+def test_the_last_word_tells_what_the_isolate_costs(make: Make) -> None:
+    async def scenario() -> None:
+        there = make()
+        got = await there.ask("hello")
+        assert 0 < got.ended.start_cost_ms < 10_000
+        assert 0 < got.ended.isolate_bytes < 128 * MIB
+        assert (got.ended.load.residence_s, got.ended.load.nearly_full) == (0.0, False)
+        missing = await there.ask("ab" * 32)
+        assert (missing.ended.start_cost_ms, missing.ended.isolate_bytes) == (0.0, 0)
+
+    play(scenario())
+
+
+def test_the_load_tells_how_long_isolates_live_and_what_guests_use(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(isolates_max=1), HostLimits(pressure_every_s=0.01))
+        for number in range(3):
+            await there.ask("hello", version=f"v{number}")
+        spinning = await there.begin(there.request("spin", version="v3"))
+        await there.statistic("running", 1)
+
+        async def computes() -> bool:
+            return there.host.load().cpu_load > 0.1
+
+        await wait_until(computes, "the CPU of a guest that still runs is counted")
+        assert 0 < there.host.load().residence_s < 20
+        spinning.cancel()
+        await there.statistic("running", 0)
+
+    play(scenario())
+
+
+def test_a_home_keeps_its_place_and_a_prewarm_that_was_never_used_is_counted(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(isolates_max=1))
+        there.host.prewarm(there.request("echo"))
+        await there.statistic("warm_versions", ["v-echo"])
+        await there.ask("hello", at_home=True)
+        assert there.host.statistics()["wasted"] == {"prewarm": 1}
+        there.host.prewarm(there.request("echo"))
+        seen = there.host.statistics()
+        assert (seen["prewarms_declined"], seen["warm_versions"]) == (1, ["v-hello"])
+        assert there.notices[-1] == "unstarted v-echo"
+
+    play(scenario())
+
+
+def mapped_files(code: Path) -> set[str]:
+    """The files of compiled code that this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if str(code) in line and line.endswith(".cwasm")}
+
+
+def test_evicted_isolates_leave_their_code_mapped_within_bounds(make: Make, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limits = HostLimits(mapped_code=MappedCodeLimits(idle_max=2))
+        there = make(ResidencyLimits(isolates_max=1), limits)
+        for worker in ("hello", "echo", "hello", "echo"):
+            assert (await there.ask(worker)).ended.outcome is Outcome.OK
+        code = there.host.statistics()["code"]
+        assert isinstance(code, dict)
+        assert (code["from_file"], code["from_mapped"], code["idle"]) == (2, 2, 1)
+        for _ in range(3):
+            for worker in ("hello", "echo", "trap", "stream"):
+                await there.ask(worker, "/?ok&chunks=1")
+        gc.collect()
+        assert len(mapped_files(tmp_path)) <= 3  # one in use, two idle
+        code = there.host.statistics()["code"]
+        assert isinstance(code, dict)
+        assert (code["mapped"], code["idle"]) == (3, 2)
+
+    play(scenario())
+
+
+def test_a_host_that_is_short_of_memory_lets_go_of_code_after_isolates(make: Make) -> None:
+    async def scenario() -> None:
+        there = make(ResidencyLimits(memory_bytes_max=1), HostLimits(pressure_every_s=0.01))
+        await there.ask("hello")
+        await there.statistic("isolates", 0)
+
+        async def put_away() -> bool:
+            code = there.host.statistics()["code"]
+            assert isinstance(code, dict)
+            return bool(code["mapped"] == 0 and code["put_away"] >= 1)
+
+        await wait_until(put_away, "no code is mapped")
+        assert (await there.ask("hello")).ended.outcome is Outcome.OK
 
     play(scenario())
 

@@ -1,5 +1,6 @@
 """Each rule of residency as a small story, then all of them at once as a random walk."""
 
+import math
 import os
 from collections.abc import Iterable
 from typing import ClassVar
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.exchange import ColdCause, StartType
+from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
 from actors.worker import Reuse
 
@@ -38,6 +40,14 @@ def idle(residency: Residency, version: str = "a", now_s: float = 0.0, *, cost_m
     residency.started(start.isolate, cost_ms, now_s)
     assert residency.released(start.isolate, keep=True, now_s=now_s) == []
     return start.isolate
+
+
+def twice(residency: Residency, version: str, now_s: float = 0.0) -> int:
+    """One idle isolate of ``version`` that has served two requests."""
+    isolate = idle(residency, version, now_s)
+    residency.requested("second", version, FIRST, now_s)
+    residency.released(isolate, keep=True, now_s=now_s)
+    return isolate
 
 
 def closed(decisions: Iterable[Decision]) -> list[int]:
@@ -127,6 +137,29 @@ def test_all_lines_together_are_bounded() -> None:
     assert ask(residency, "a1", "a") == []
     assert ask(residency, "b1", "b") == []
     assert ask(residency, "b2", "b") == [Shed("b2")]
+
+
+def test_nobody_who_pays_is_shed_while_somebody_waits_who_does_not() -> None:
+    """Of all that wait two may; and where a version has no isolate and no room for one, its place is theirs too."""
+    residency = house(siblings_max=1, isolates_max=2, queued_max=2)
+    free, paid = busy(residency, "f1", "free"), busy(residency, "p1", "paid")
+
+    def asked(ticket: str, version: str) -> list[Decision]:
+        pays = version != "free"
+        return residency.requested(ticket, version, ColdCause.FIRST_EVER, 0.0, paid=pays)
+
+    assert asked("f2", "free") == []
+    assert asked("f3", "free") == []
+    assert asked("p2", "paid") == [Shed("f3")]
+    assert asked("q1", "homeless") == [Shed("f2")]
+    assert asked("p3", "paid") == [Shed("p3")]  # all who wait pay
+    assert asked("f4", "free") == [Shed("f4")]
+    # The busy isolate of the free plan is the first to come free: it goes, and the homeless one has its place.
+    decisions = residency.released(free, keep=True, now_s=0.0)
+    assert [type(decision) for decision in decisions] == [Close, Start]
+    assert decisions[1].version == "homeless"
+    assert residency.released(paid, keep=True, now_s=0.0) == [Use("p2", paid, StartType.WARM)]
+    assert residency.queued == 0
 
 
 def test_nobody_is_put_in_a_line_that_cannot_move() -> None:
@@ -308,16 +341,38 @@ def test_what_was_busy_once_does_not_stay_for_ever() -> None:
     turnovers = 0
     while 1 in residency._residents:
         turnovers += 1
-        idle(residency, f"passing {turnovers}")
+        twice(residency, f"passing {turnovers}")
         assert turnovers < 200
     assert turnovers > 20
+
+
+def test_those_who_are_asked_once_do_not_push_out_who_is_asked_again() -> None:
+    residency = house(isolates_max=10)
+    asked_again = [twice(residency, f"v{number}") for number in range(8)]
+    for number in range(1_000):
+        idle(residency, f"scanned {number}", float(number))
+    assert set(asked_again) <= set(residency._residents)
+
+
+def test_the_home_of_a_worker_keeps_it_longer_than_others_do() -> None:
+    residency = house(isolates_max=2)
+    for isolate, version, at_home in ((1, "at home", True), (2, "a copy", False)):
+        residency.requested("t", version, FIRST, 0.0, at_home=at_home)
+        residency.started(isolate, 10.0, 0.0)
+        residency.released(isolate, keep=True, now_s=0.0)
+    for ticket in range(3):  # the copy is asked for more often
+        residency.requested(ticket, "a copy", FIRST, 1.0)
+        residency.released(2, keep=True, now_s=1.0)
+    residency.requested("t", "at home", FIRST, 1.0, at_home=True)
+    residency.released(1, keep=True, now_s=1.0)
+    assert closed(ask(residency, "t", "new")) == [2]
 
 
 def test_a_sibling_too_many_is_missed_less() -> None:
     residency = house(isolates_max=4)
     for ticket in ("t1", "t2", "t3"):
         busy(residency, ticket, "many")
-    idle(residency, "alone")
+    twice(residency, "alone")
     for isolate in (1, 2, 3):
         residency.released(isolate, keep=True, now_s=0.0)
     assert closed(ask(residency, "t", "new"))[0] in (1, 2, 3)
@@ -333,7 +388,7 @@ def test_eviction_looks_at_few_of_many() -> None:
         residency.started(start.isolate, 1.0 + number % 7, float(number), memory_bytes=MIB + number % 11)
         residency.released(start.isolate, keep=True, now_s=float(number))
     assert (len(residency), residency.evictions) == (5_000, 15_000)
-    assert residency._idle_by_worth.entries <= 2 * 5_000 + 64
+    assert residency._room._order.entries <= 2 * (2 * 5_000 + 64)
 
 
 def test_pressure_evicts_a_bounded_number_at_once() -> None:
@@ -645,6 +700,101 @@ def test_a_spare_that_nobody_takes_goes_like_others() -> None:
     assert (len(residency), residency.spares) == (0, 0)
 
 
+# --------------------------------------------------------------------------------------------- started ahead
+
+
+def ahead(residency: Residency, version: str, now_s: float = 1.0, *, at_home: bool = False) -> list[Decision]:
+    return residency.prewarm(version, StartType.PREWARM, FIRST, now_s, at_home=at_home)
+
+
+def test_a_prewarm_in_a_full_house_takes_the_place_of_who_is_worth_less() -> None:
+    residency = house(isolates_max=2)
+    dear = idle(residency, "dear", cost_ms=500.0)
+    idle(residency, "cheap", cost_ms=0.1)
+    residency.drop("dear", 0.0)
+    assert isinstance(ask(residency, "t", "dear")[-1], Start)  # its cost is remembered
+    residency.started(3, 500.0, 0.0)
+    close, start = ahead(residency, "unknown")  # and one like the others costs more than the cheap one
+    assert close == Close(dear + 1, "cheap", last=True)
+    assert isinstance(start, Start)
+
+
+def test_a_prewarm_never_takes_the_place_of_who_is_worth_more() -> None:
+    residency = house(isolates_max=2)
+    twice(residency, "a")
+    twice(residency, "b")
+    assert ahead(residency, "new") == []
+    assert (residency.prewarms_declined, residency.evictions, len(residency)) == (1, 0, 2)
+    assert isinstance(ask(residency, "t", "new")[-1], Start)  # a request does
+
+
+def test_a_prewarm_of_a_copy_never_takes_a_homes_place() -> None:
+    residency = house(isolates_max=1)
+    residency.requested("t", "a", FIRST, 0.0, at_home=True)
+    residency.started(1, 0.1, 0.0, memory_bytes=100 * MIB)  # large and cheap
+    residency.released(1, keep=True, now_s=0.0)
+    assert ahead(residency, "copy") == []
+    close, start = ahead(residency, "another's home", at_home=True)
+    assert close == Close(1, "a", last=True)
+    assert isinstance(start, Start)
+
+
+def test_what_is_expected_of_a_prewarm_counts() -> None:
+    residency = house(isolates_max=2)
+    for version in "ab":
+        twice(residency, version)
+    assert ahead(residency, "new") == []
+    close, start = residency.prewarm("new", StartType.PREWARM, FIRST, 1.0, expected=30)
+    assert isinstance(close, Close)
+    assert isinstance(start, Start)
+    residency.started(start.isolate, 10.0, 1.0)
+    idle(residency, "c")
+    assert start.isolate in residency._residents
+
+
+def test_what_was_started_ahead_and_never_used_is_counted_when_it_goes() -> None:
+    residency = house(isolates_max=2)
+    for isolate, version in ((1, "used"), (2, "unused")):
+        ahead(residency, version)
+        residency.started(isolate, 1.0, 0.0)
+    ask(residency, "t", "used")
+    residency.released(1, keep=True, now_s=1.0)
+    assert residency.wasted[StartType.PREWARM] == 0
+    residency.drop("used", 2.0)
+    residency.drop("unused", 2.0)
+    assert residency.wasted == {StartType.PREWARM: 1, StartType.PRELOAD: 0}
+
+
+def test_what_an_isolate_cost_is_known_after_it_is_gone() -> None:
+    residency = house()
+    assert residency.cost_of("a") is None
+    ask(residency, "t")
+    residency.started(1, 12.0, 0.0, memory_bytes=MIB)
+    residency.released(1, keep=False, now_s=0.0, memory_bytes=3 * MIB)
+    assert residency.cost_of("a") == Cost(12.0, 3 * MIB)
+
+
+def test_residence_is_learned_from_evictions_alone() -> None:
+    residency = house(isolates_max=1)
+    idle(residency, "a", 0.0)
+    residency.drop("a", 5.0)
+    assert math.isinf(residency.residence_s(5.0))
+    idle(residency, "b", 10.0)
+    ask(residency, "t", "c", 50.0)
+    assert residency.residence_s(50.0) == 40.0
+    assert residency.residence_s(60.0) == 50.0
+
+
+def test_what_could_come_free_is_what_idles() -> None:
+    residency = house()
+    busy(residency, "t", "a")
+    ask(residency, "t", "b")
+    residency.started(2, 1.0, 0.0, memory_bytes=MIB)
+    assert residency.idle_bytes == 0
+    residency.released(2, keep=True, now_s=0.0, memory_bytes=2 * MIB)
+    assert residency.idle_bytes == 2 * MIB
+
+
 # ---------------------------------------------------------------------------------------------------- all at once
 
 
@@ -656,6 +806,8 @@ class HostOfIsolates(RuleBasedStateMachine):
         spares_per_version_max=2, spares_max=2, demand_window_s=5.0,
     )  # fmt: skip
     REUSE: ClassVar = {"a": Reuse(), "b": ONCE, "c": Reuse(max_requests=2, idle_s=2), "d": Reuse(1, 3)}
+
+    HOMES: ClassVar = {"a", "d"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -737,7 +889,9 @@ class HostOfIsolates(RuleBasedStateMachine):
     def request(self, version: str, hint: ColdCause) -> None:
         self.tickets += 1
         self.waiting.setdefault(version, []).append(self.tickets)
-        decisions = self.residency.requested(self.tickets, version, hint, self.now_s, self.REUSE[version])
+        decisions = self.residency.requested(
+            self.tickets, version, hint, self.now_s, self.REUSE[version], at_home=version in self.HOMES
+        )
         for decision in decisions:
             if isinstance(decision, Shed):
                 assert decision.ticket == self.tickets, "shed one that had a place"
@@ -747,8 +901,14 @@ class HostOfIsolates(RuleBasedStateMachine):
     def prewarm(self, version: str) -> None:
         running = {i for i, (v, _) in self.running.items() if v == version}
         had = bool(set(self.residents(version)) - (running if self.REUSE[version].requests_max == 1 else set()))
-        decisions = self.residency.prewarm(version, StartType.PREWARM, FIRST, self.now_s, self.REUSE[version])
+        at_home = version in self.HOMES
+        decisions = self.residency.prewarm(
+            version, StartType.PREWARM, FIRST, self.now_s, self.REUSE[version], at_home=at_home
+        )
         assert not (had and decisions)
+        if not at_home:
+            gone = [d.version for d in decisions if isinstance(d, Close)]
+            assert not self.HOMES.intersection(gone), "a home went for a copy that nobody asked for"
         self.carry_out(decisions)
 
     @precondition(lambda self: self.warming)
@@ -833,6 +993,14 @@ class HostOfIsolates(RuleBasedStateMachine):
         assert self.residency.spares == len(spares), state
         assert not any(self.uses.get(i) for i in spares), "a spare that has served"
         assert self.residency.starts[StartType.COLD] == sum(self.residency.cold_starts.values())
+        waiting = {StartType.PREWARM: 0, StartType.PRELOAD: 0}
+        for resident in self.residency._residents.values():
+            if resident.start_type is not StartType.COLD and not resident.uses:
+                waiting[resident.start_type] += 1
+        for start_type, wasted in self.residency.wasted.items():
+            assert wasted + waiting[start_type] <= self.residency.starts[start_type], state
+        assert self.residency._room.isolates == len(self.residency), state
+        assert len(self.residency._room._order) == len(self.idle), state
         assert self.residency.warm_versions() == {v for v, _ in self.running.values()} | set(self.idle.values())
 
     @invariant()

@@ -1,0 +1,55 @@
+"""Subscribers: the connections of this machine's ingresses, which hear of routes and of leases that end.
+
+An ingress that comes (again) is told everything; from then on it is told changes. One that is away is told nothing,
+and holds no lease while it is.
+"""
+
+from collections.abc import Iterable
+
+from actors.catalog import Deployed
+from actors.link import Connection, Frame, LinkBroken
+from actors.view import encode_plain
+
+#: Workers in one frame: 1 MiB holds a name of 63 characters twice for each of them, and a number.
+_WORKERS_PER_FRAME = 4_096
+
+
+def added(workers: Iterable[Deployed]) -> dict[str, object]:
+    """What an ingress needs to know of workers that have a route: their names, and how large a body each takes."""
+    sizes = {d.deployment.worker: max(v.limits.request_body_bytes_max for v in d.versions) for d in workers}
+    return {"add": list(sizes), "body_bytes_max": sizes}
+
+
+class Subscribers:
+    """Who listens to one Server."""
+
+    def __init__(self) -> None:
+        self._connections: set[Connection] = set()
+
+    def add(self, connection: Connection, workers: Iterable[Deployed]) -> None:
+        """An ingress wants to hear, for as long as its connection is open: first of all of ``workers``."""
+        self._connections.add(connection)
+        self._greet(connection, list(workers))
+
+    def greet_all(self, workers: Iterable[Deployed]) -> None:
+        """Everything may have changed."""
+        everything = list(workers)
+        for connection in list(self._connections):
+            self._greet(connection, everything)
+
+    def _greet(self, connection: Connection, workers: list[Deployed]) -> None:
+        pages = [workers[i : i + _WORKERS_PER_FRAME] for i in range(0, len(workers), _WORKERS_PER_FRAME)] or [[]]
+        self._send(connection, {"reset": True, "revoke_all": True, **added(pages[0])})
+        for page in pages[1:]:
+            self._send(connection, added(page))
+
+    def tell(self, notice: dict[str, object]) -> None:
+        """A change: ``added`` workers, ``remove`` of some, ``revoke`` of versions, ``revoke_all``."""
+        for connection in list(self._connections):
+            self._send(connection, notice)
+
+    def _send(self, connection: Connection, notice: dict[str, object]) -> None:
+        try:
+            connection.send(Frame.NOTICE, encode_plain(notice))
+        except LinkBroken:
+            self._connections.discard(connection)

@@ -1,0 +1,99 @@
+"""ViewKeeper: keeps one machine's view of the cluster up to date. The ControlPlane tells of changes; what was missed is
+asked for again, whole.
+
+What follows from a change (leases, isolates, introductions) is its Server's, which hears of each after the view has it.
+"""
+
+import asyncio
+from itertools import islice
+from typing import Protocol
+
+from actors.catalog import Deployed
+from actors.peer import Calls, Peer, Peers
+from actors.ring import Ring
+from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
+
+#: Workers whose homes are counted at once: a few µs each.
+_HOMES_COUNTED_MAX = 2_048
+
+
+class Listener(Protocol):
+    """Who acts on what is new."""
+
+    def on_ring(self, servers: list[str]) -> None:
+        """A new epoch of the ring, of these servers."""
+
+    def on_deployed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
+        """What is deployed for a worker has changed; None: nothing."""
+
+    def on_synced(self) -> None:
+        """Everything was asked for again, and may have changed."""
+
+
+class ViewKeeper:
+    """One machine's view, and the calls that change it."""
+
+    def __init__(self, peers: Peers, listener: Listener) -> None:
+        self.view = ClusterView()
+        self._peers = peers
+        self._listener = listener
+        self._syncing = asyncio.Lock()
+        self._counted = ("", 0, 0)
+        self._homes = 0
+        self.calls: Calls = {"apply_ring": self.apply_ring, "apply_change": self.apply_change}
+
+    def homes_of(self, server: str) -> int:
+        """How many workers have their home on ``server``, counted again when the ring or a deployment has changed. Of
+        very many workers a part is counted: it is for a share of memory."""
+        view = self.view
+        if self._counted != (server, view.epoch, view.seq):
+            self._counted = (server, view.epoch, view.seq)
+            some = list(islice(view.workers, _HOMES_COUNTED_MAX))
+            there = sum(view.home_of(worker) == server for worker in some)
+            self._homes = there * len(view.workers) // max(1, len(some))
+        return self._homes
+
+    async def apply_ring(self, payload: bytes) -> bytes:
+        """A new epoch of the ring."""
+        plain = decode_plain(payload)
+        if self.view.turn_ring(Ring(plain["epoch"], plain["servers"], plain["secret"])):
+            self._listener.on_ring(list(plain["servers"]))
+        return b""
+
+    async def apply_change(self, payload: bytes) -> bytes:
+        """One change of what is deployed; when some before it were missed, everything is asked for again."""
+        plain = decode_plain(payload)
+        deployed = None if plain["deployed"] is None else deployed_from_plain(plain["deployed"])
+        old = self.view.workers.get(plain["worker"])
+        if self.view.apply(plain["seq"], plain["worker"], deployed):
+            self._listener.on_deployed(plain["worker"], old, deployed)
+        else:
+            await self.sync()
+        return b""
+
+    async def sync(self) -> None:
+        """Ask the ControlPlane for everything that is deployed."""
+        async with self._syncing:
+            control = await self._peers.get("control")
+            while not await self._sync_once(control):
+                pass  # changes came meanwhile, which the snapshot may not have; deploys are rare and this ends
+        self._listener.on_synced()
+
+    async def _sync_once(self, control: Peer) -> bool:
+        """Take a snapshot; False when the view changed while it was on its way."""
+        view = self.view
+        seq_before = view.seq
+        seq, workers, after = 0, dict[str, Deployed](), ""
+        while True:
+            page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
+            # The number of the first page: a deploy during paging is told again, which does no harm.
+            seq = seq or page["seq"]
+            for plain in page["workers"]:
+                deployed = deployed_from_plain(plain)
+                workers[deployed.deployment.worker] = deployed
+            if not page["more"]:
+                break
+            after = max(workers)
+        unchanged = view.seq == seq_before
+        view.seq, view.workers = seq, workers
+        return unchanged
