@@ -129,8 +129,8 @@ class _Job:
         self._progress = progress
         self._snapshot_cpu_ms_min = snapshot_cpu_ms_min
         self._single_shot = False
-        #: What the worker's glue lists of its interpreter's objects: None where it does not or must not be asked.
-        self._objects: bytes | None = b"" if is_marked(component, LISTING_MARK) else None
+        #: What the worker's glue lists of its interpreter's objects; nothing where it was not asked, or told nonsense.
+        self._objects = b""
         #: Source digests of the pieces that the store did not have before.
         self._new: set[str] = set()
 
@@ -178,14 +178,14 @@ class _Job:
 
     def _rehearsed(self) -> Compiled | None:
         """The component as it is after a few requests that its own glue answers. None: it has to run as it came."""
-        shape = self._after(self._rehearse_and_list, vouched=True)
-        if shape is not None and self._objects:
+        if is_marked(self._component, LISTING_MARK):
+            shape = self._after(self._rehearse_and_list, vouched=True)
             # Tried out as it is stored: what its glue says of its memory may be wrong.
-            tried = self._compile(shape, self._rehearse)
+            tried = self._compile(shape, self._rehearse) if shape is not None else None
             if isinstance(tried, Compiled):
                 return tried
-            self._objects = None
-            shape = self._after(self._rehearse, vouched=True)
+            self._objects = b""
+        shape = self._after(self._rehearse, vouched=True)
         result = self._compile(shape) if shape is not None else None
         return result if isinstance(result, Compiled) else None
 
@@ -200,14 +200,13 @@ class _Job:
         return True
 
     def _rehearse_and_list(self, isolate: Isolate) -> bool:
-        """Rehearse, and have the glue list its interpreter's objects where it can and shall."""
+        """Rehearse, and have the glue list its interpreter's objects. Whether all of that was answered."""
         if not self._rehearse(isolate):
             return False
-        if self._objects is not None:
-            listing = Rehearsal(immortal.PATH, b"")
-            finished = isolate.run(listing)
-            self._objects = bytes(listing.body) if finished.outcome is Outcome.OK and listing.finished else b""
-        return True
+        listing = Rehearsal(immortal.PATH, b"")
+        finished = isolate.run(listing)
+        self._objects = bytes(listing.body)
+        return finished.outcome is Outcome.OK and listing.finished and len(self._objects) > 0
 
     def _kept(self, state: State) -> State:
         """The state of a snapshot as isolates get it."""
