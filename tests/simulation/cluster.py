@@ -7,19 +7,11 @@ by, waits until all is quiet, and hands back what the checkers say.
 
 import asyncio
 import gc
-import logging
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from zlib import crc32
 
-from uhashring import HashRing
-
-import actors.ring
-import actors.trace_desk
 from actors.admission import AdmissionLimits
 from actors.residency import ResidencyLimits
 from actors.view import encode_plain
@@ -31,6 +23,7 @@ from tests.simulation.journal import WINDOW_BYTES, Journal, Story
 from tests.simulation.machine import Disks, Machine, machine_of
 from tests.simulation.network import Network, NetworkLimits, Weather
 from tests.simulation.publications import Delays, Publications
+from tests.simulation.surroundings import four_cores, quiet_roles, rings_shared, traces_now_and_then
 from tests.simulation.virtual_loop import START_S, RunAway, Stalled, virtual_time
 from tests.simulation.weather import Fault, timetable
 from tests.simulation.wires import SocketLoop
@@ -375,8 +368,8 @@ def play(seed: int, requests: int = 1_000, *, telling: bool = False, calm: bool 
     asyncio.set_event_loop(loop)
     try:
         with (
-            virtual_time(loop, "actors", "tracing"), _rings_shared(), _four_cores(), _traces_now_and_then(),
-            _quiet_roles() as faults,
+            virtual_time(loop, "actors", "tracing"), rings_shared(), four_cores(), traces_now_and_then(),
+            quiet_roles() as faults,
         ):  # fmt: skip
             cluster = Cluster(seed, requests, loop, telling=telling, calm=calm)
             try:
@@ -400,69 +393,3 @@ def _end_tasks(loop: SocketLoop) -> None:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks, timeout=60.0))
-
-
-_RINGS: dict[tuple[tuple[tuple[str, int], ...], int], HashRing] = {}
-
-
-def _shared_ring(nodes: dict[str, int], *, hash_fn: object, vnodes: int) -> HashRing:
-    """A ring's points are never changed and cost milliseconds: those of the same members are made once a process."""
-    key = (tuple(nodes.items()), vnodes)
-    made = _RINGS.get(key)
-    if made is None:
-        made = _RINGS[key] = HashRing(nodes, hash_fn=hash_fn, vnodes=vnodes)
-    return made
-
-
-@contextmanager
-def _rings_shared() -> Iterator[None]:
-    setattr(actors.ring, "HashRing", _shared_ring)  # noqa: B010  # a name that the module imports and does not export
-    try:
-        yield
-    finally:
-        setattr(actors.ring, "HashRing", HashRing)  # noqa: B010
-
-
-@contextmanager
-def _traces_now_and_then() -> Iterator[None]:
-    """No trace is kept here, so nobody has to look ten times a second whether one is complete."""
-    before = actors.trace_desk._TICK_S
-    actors.trace_desk._TICK_S = 5.0
-    try:
-        yield
-    finally:
-        actors.trace_desk._TICK_S = before
-
-
-@contextmanager
-def _four_cores() -> Iterator[None]:
-    """What roles see of the machine that this runs on, so that a seed is the same run on every machine."""
-    before = os.cpu_count
-    os.cpu_count = lambda: 4
-    try:
-        yield
-    finally:
-        os.cpu_count = before
-
-
-@contextmanager
-def _quiet_roles() -> Iterator[list[str]]:
-    """Errors with a traceback in the roles' logs are faults; the rest of the logs is not kept."""
-    faults: list[str] = []
-
-    class Faults(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info and record.exc_info[1] is not None:
-                faults.append(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
-
-    log = logging.getLogger("everwarm")
-    handler, level, propagate = Faults(), log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.ERROR)
-    log.propagate = False
-    try:
-        yield faults
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate

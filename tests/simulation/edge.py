@@ -30,8 +30,9 @@ _AHEAD_BYTES_MAX = 3 * WINDOW_BYTES
 class ClientBody:
     """The rest of a request body, as its client sends it: in pieces of one size, each after a while."""
 
-    def __init__(self, story: Story, rest: bytes, piece_bytes: int, pause_s: float) -> None:
+    def __init__(self, story: Story, journal: Journal, rest: bytes, piece_bytes: int, pause_s: float) -> None:
         self._story = story
+        self._journal = journal
         self._rest = rest
         self._piece_bytes = piece_bytes
         self._pause_s = pause_s
@@ -46,6 +47,9 @@ class ClientBody:
         piece = self._rest[self._at : self._at + min(bytes_max, self._piece_bytes)]
         self._at += len(piece)
         self._story.taken_bytes += len(piece)
+        ahead_bytes = self._story.taken_bytes - self._story.read_bytes
+        if ahead_bytes > _AHEAD_BYTES_MAX:
+            self._journal.broken(f"{self._story.request_id}: {ahead_bytes} bytes of its body are on their way")
         return piece or None
 
 
@@ -123,7 +127,7 @@ class Edge:
         request = Request(
             story.request_id, story.worker, head, "", body_first=first, body_complete=not rest and not story.breaks
         )
-        body = ClientBody(story, rest, piece_bytes, pause_s)
+        body = ClientBody(story, self._journal, rest, piece_bytes, pause_s)
         try:
             answer = await self._sent(request, body)
         except LinkBroken:

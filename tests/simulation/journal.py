@@ -66,6 +66,7 @@ class Story:
     start_failures: int = 0
     pulled: int = 0  # times that its client was asked for more than what rode with the head
     taken_bytes: int = 0  # of its body, from the client
+    read_bytes: int = 0  # of its body, by the guest that runs it now
     left: bool = False
     endings: list[str] = field(default_factory=list)
     ended_s: float = 0.0
