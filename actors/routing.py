@@ -20,10 +20,10 @@ The tighter memory is, the shorter is the residence, and the more goes home: nob
 The place is charged before memory is tight, because a copy that came while there was room stays: being warm it is used.
 
 A home with too much to do keeps its unpopular workers: to send them elsewhere buys a cold start at each place. Whoever
-sends it a popular one starts a copy, which takes that much off the home for good; and where the copy would not live
-long enough to be used, the request goes on along the worker's order to a server with load to spare, within the bounded
-load of `load_board`. Bounded loads are those of Mirrokni, Thorup and Zadimoghaddam (SODA 2018); that only the popular
-move is a rule of Fuerst and Sharma ("CH-RLU", HPDC 2022).
+sends it much of a popular one starts a copy, which takes that much off the home for good; and where a copy would take
+little off, or not live long enough to be used, the request goes on along the worker's order to a server with load to
+spare, within the bounded load of `load_board`. Bounded loads are those of Mirrokni, Thorup and Zadimoghaddam (SODA
+2018); that only the popular move is a rule of Fuerst and Sharma ("CH-RLU", HPDC 2022).
 """
 
 import math
@@ -57,6 +57,11 @@ class RoutingLimits:
     popular_per_s: float = 0.25
     #: And so is one that uses this share of a server's cores by what arrives here alone: less is no relief.
     popular_cpu: float = 0.05
+    #: Or this share by what arrives everywhere, as far as can be told from here: it is much of what its home does.
+    popular_cpu_everywhere: float = 0.4
+    #: What one server of a worker's order should carry of it. A worker that needs more than the order can is copied to
+    #: wherever it is asked; one that needs less goes along the order, which takes fewer places.
+    carried_cpu: float = 0.5
     #: From this share of a server's cores by what arrives here alone a worker is spread to wherever it is asked. Eight
     #: servers that see the same have nearly one busy with it, and no home should be that.
     spread_cpu: float = 0.1
@@ -92,6 +97,8 @@ class Situation:
     #: run.
     rate_here_per_s: float = 0.0
     cpu_rate: float = 0.0
+    #: Over how many servers requests arrive, this one included.
+    servers: int = 1
     #: How long an isolate that nobody asks lives on this machine; infinite while nothing is evicted.
     residence_s: float = math.inf
     #: The share of this machine's memory that is left when every worker whose home it is has an isolate.
@@ -153,7 +160,8 @@ def _from_a_busy_home(situation: Situation, home: str, limits: RoutingLimits, *,
     if not over:
         # It will refuse soon. The copy is warm by then, and what it takes off the home may keep it from refusing.
         return Route(Place.HOME, "home nearly full", home, warm_here_too=True)
-    if situation.rate_here_per_s * _life_s(situation, limits) < limits.spread_requests_min:
+    lives = situation.rate_here_per_s * _life_s(situation, limits) >= limits.spread_requests_min
+    if not (lives and _is_relief(situation, limits)):
         for server in situation.order:
             if server not in (home, situation.here) and server not in situation.overloaded:
                 return Route(Place.HOME, "spilled", server)
@@ -162,7 +170,16 @@ def _from_a_busy_home(situation: Situation, home: str, limits: RoutingLimits, *,
 
 def is_popular(situation: Situation, limits: RoutingLimits = _LIMITS) -> bool:
     """Whether a worker is asked so often, or works so hard, that it may be moved for the sake of load."""
-    return situation.rate_here_per_s >= limits.popular_per_s or situation.cpu_rate >= limits.popular_cpu
+    if situation.rate_here_per_s >= limits.popular_per_s or situation.cpu_rate >= limits.popular_cpu:
+        return True
+    return situation.cpu_rate * situation.servers >= limits.popular_cpu_everywhere
+
+
+def _is_relief(situation: Situation, limits: RoutingLimits) -> bool:
+    """Whether a copy here takes enough off a busy home, or nothing less than copies everywhere would do."""
+    if situation.rate_here_per_s >= limits.popular_per_s or situation.cpu_rate >= limits.popular_cpu:
+        return True
+    return situation.cpu_rate * situation.servers > limits.carried_cpu * len(situation.order)
 
 
 def is_hot(situation: Situation, limits: RoutingLimits = _LIMITS) -> bool:

@@ -99,7 +99,7 @@ class Server:
         self._routing_limits = routing_limits or RoutingLimits()
         self._orders: dict[str, tuple[str, ...]] = {}
         self._exports: Exports[LentBody] = Exports(f"{name}/server")
-        self._client = ShardClient(peers, self._exports, self._run_here, self._warmth)
+        self._client = ShardClient(peers, self._exports, self._hosts.run, self._warmth)
         self._prewarmer = Prewarmer(cores, self._hosts.tell, self._due, prewarm_limits)
         self._handover = Handover(
             name,
@@ -247,13 +247,6 @@ class Server:
                 self._orders.clear()
             order = self._orders[worker] = tuple(self._view.order_of(worker, _ORDER_LENGTH))
         return order
-
-    async def _run_here(self, request: Request, body: BodySource) -> Answer:
-        """Run it on this machine, whatever becomes of it: it may have been offered to another one already."""
-        try:
-            return await self._hosts.run(request, body)
-        except LinkBroken as away:
-            return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
 
     async def _run_at_home(self, request: Request, body: BodySource, recorder: Recorder) -> Answer:
         """Run it on this machine; when the last host is lost before the guest started, offer it to another one."""

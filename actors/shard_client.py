@@ -27,7 +27,7 @@ from actors.exchange import (
     Request,
     Served,
 )
-from actors.link import Answer, BodySource
+from actors.link import Answer, BodySource, LinkBroken
 from actors.peer import Peer, PeerFailed, PeerLost, Peers
 from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, REQUEST, decode_verdict
@@ -40,6 +40,7 @@ _log = logging.getLogger("everwarm.shard_client")
 #: Refusals that say nothing of the home's room: like a home that is not there, they do not stick.
 _PASSING = frozenset({RefusalReason.DRAINING, RefusalReason.AWAY})
 
+#: Runs a request on this machine; ``LinkBroken`` when it has no host that could.
 RunHere = Callable[[Request, BodySource], Awaitable[Answer]]
 
 
@@ -161,7 +162,7 @@ class ShardClient:
             command = journey.on_lost(delivered=lost.delivered)
             offer.release("lost")
             if command is Command.RUN_HERE:
-                return await self._run_here(replace(request, at_home=False), body)
+                return await self._here(replace(request, at_home=False), body)
             return EndedAnswer(Ended(Outcome.HOME_LOST, f"{home} went away"))
         except PeerFailed as failed:
             _log.error("%s", failed)
@@ -196,8 +197,17 @@ class ShardClient:
         offer.release(verdict.reason.value)
         if command is Command.RUN_HERE_AND_REMEMBER and verdict.reason not in _PASSING:
             self.refusals.remember(request.version, verdict.reason)
-        local = await self._run_here(replace(request, cold_cause=ColdCause.REFUSED.value, at_home=False), body)
-        return RefusedAnswer(local, verdict.reason)
+        # A home that is away and a machine without a host are the platform's failure; a full home is not.
+        neither = Outcome.INTERNAL_ERROR if verdict.reason in _PASSING else Outcome.LOAD_SHED
+        request = replace(request, cold_cause=ColdCause.REFUSED.value, at_home=False)
+        return RefusedAnswer(await self._here(request, body, neither), verdict.reason)
+
+    async def _here(self, request: Request, body: BodySource, neither: Outcome = Outcome.INTERNAL_ERROR) -> Answer:
+        """Run it on this machine. ``neither``: how it ends when this machine can not run it either."""
+        try:
+            return await self._run_here(request, body)
+        except LinkBroken as away:
+            return EndedAnswer(Ended(neither, f"the host is away: {away}"))
 
 
 class Offer:

@@ -27,7 +27,7 @@ PURE = {
     *(f"actors.{n}" for n in "eviction lines past_starts room spares host_gauge".split()),
     *(f"actors.{n}" for n in "heat load_board next_use membership host_loads warmth prewarm".split()),
     "ingress.routes",
-    *(f"isolates.{n}" for n in "limits outcome conversation egress".split()),
+    *(f"isolates.{n}" for n in "limits outcome conversation egress immortal".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),
 }
 #: What a pure file never does: look at a clock, roll dice, talk to the world.

@@ -249,6 +249,18 @@ def test_when_no_host_is_left_anywhere_the_platform_has_failed(play: Play) -> No
     play(scenario, servers=2, processes=1)
 
 
+def test_a_full_home_and_a_machine_without_a_host_are_too_many_requests(play: Play) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(1, "hello")
+        await crash(cluster[2], cluster.version_of(worker))
+        assert where(await cluster[2].ask(request(worker))) == (Outcome.OK, "server-1")
+        await cluster[1].configure(in_flight_max=0)
+        got = await cluster[2].ask(request(worker))
+        assert (got.served, got.ended.outcome) == (None, Outcome.LOAD_SHED)
+
+    play(scenario, servers=2, processes=1)
+
+
 def test_a_client_that_leaves_while_its_request_moves(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "spin")

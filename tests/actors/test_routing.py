@@ -106,6 +106,16 @@ class TestBusyHome:
         assert decide(replace(brief, overloaded=frozenset("bc"))) == Route(Place.HOME, "spilled", "d")
         assert decide(replace(brief, overloaded=frozenset("bcd"))).warm_here_too
 
+    def test_among_many_servers_few_places_carry_what_arrives_everywhere(self) -> None:
+        """Of 300 servers each sends a little: the next of the order takes it, and not 300 copies."""
+        many = replace(AWAY, servers=300, rate_here_per_s=0.01, cpu_rate=0.5 / 300, overloaded=self.BUSY)
+        assert decide(many) == Route(Place.HOME, "spilled", "c")
+        assert not is_popular(replace(many, cpu_rate=0.1 / 300))
+
+    def test_what_the_order_can_not_carry_is_copied(self) -> None:
+        huge = replace(AWAY, servers=300, rate_here_per_s=0.01, cpu_rate=9.0 / 300, overloaded=self.BUSY)
+        assert decide(huge) == Route(Place.HOME, "home overloaded", "b", warm_here_too=True)
+
     def test_a_hint_starts_the_copy_before_the_first_refusal(self) -> None:
         route = decide(replace(POPULAR, nearly_full=True))
         assert route == Route(Place.HOME, "home nearly full", "b", warm_here_too=True)

@@ -14,6 +14,7 @@ from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
 from tests.isolates.guest_text import compiled_text, handler
 from tests.isolates.host_functions import Functions
+from tests.isolates.values_guest import Load, ValuesSandbox
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,27 @@ def text_guest(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> TextGu
             path = folder / digest_of(text.encode())
             path.write_bytes(compiled_text(box, text))
             made[text] = Mapped(box, path, path.name)
+        return made[text]
+
+    return mapped
+
+
+@pytest.fixture(scope="session")
+def values_box() -> ValuesSandbox:
+    return ValuesSandbox()
+
+
+@pytest.fixture(scope="session")
+def load(values_box: ValuesSandbox, tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """A guest of ``values_box`` from its text."""
+    folder = tmp_path_factory.mktemp("values")
+    made: dict[str, Mapped] = {}
+
+    def mapped(text: str) -> Mapped:
+        if text not in made:
+            path = folder / f"{len(made)}.cwasm"
+            path.write_bytes(compiled_text(values_box, text))
+            made[text] = Mapped(values_box, path, "0" * 64)
         return made[text]
 
     return mapped

@@ -11,7 +11,7 @@ from isolates.engine import Sandbox
 from isolates.isolate import Isolate
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
-from isolates.rehearsal import AUTHORITY, MARK, REHEARSALS, Rehearsal, is_marked, marked
+from isolates.rehearsal import AUTHORITY, LISTING_MARK, MARK, REHEARSALS, Rehearsal, is_marked, marked
 from isolates.wasm_binary import COMPONENT_PREAMBLE, CUSTOM, name, section
 from tests.isolates.guest_text import handler
 from tests.scripted_conversation import ScriptedConversation
@@ -117,6 +117,11 @@ def test_the_mark() -> None:
     assert not is_marked(plain)
     assert is_marked(marked(plain))
     assert marked(marked(plain)) == marked(plain)
+    assert not is_marked(marked(plain), LISTING_MARK)
+    both = marked(plain, LISTING_MARK)
+    assert is_marked(both)
+    assert is_marked(both, LISTING_MARK)
+    assert both == marked(marked(plain), LISTING_MARK) == marked(both) == marked(both, LISTING_MARK)
     assert not is_marked(b"junk")
     assert not is_marked(COMPONENT_PREAMBLE + section(CUSTOM, name(b"other")))
     assert not is_marked(COMPONENT_PREAMBLE + section(CUSTOM, name(b"other") + MARK))

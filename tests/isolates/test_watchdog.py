@@ -1,6 +1,7 @@
 """Guests that run with the GIL held: they are stopped, and others get their turn."""
 
 import ctypes
+import os
 import threading
 import time
 
@@ -10,6 +11,7 @@ from isolates.artifact import Mapped
 from isolates.brevity import Brevity
 from isolates.engine import Sandbox
 from isolates.outcome import Outcome
+from isolates.watchdog import Watchdog, behind_the_clock
 from tests.isolates.conftest import Guests, Start
 from tests.scripted_conversation import ScriptedConversation
 
@@ -77,8 +79,7 @@ def test_eight_at_once(held: Held, start: Start) -> None:
     isolates = [start(mapped, cpu_ms=30) for _ in range(8)]
     ended: list[Outcome] = []
     threads = [
-        threading.Thread(target=lambda i=i: ended.append(i.run(ScriptedConversation()).outcome))  # type: ignore[misc]
-        for i in isolates
+        threading.Thread(target=lambda i=i: ended.append(i.run(ScriptedConversation()).outcome)) for i in isolates
     ]
     for thread in threads:
         thread.start()
@@ -89,17 +90,17 @@ def test_eight_at_once(held: Held, start: Start) -> None:
 
 def test_a_threads_timer_ends_with_the_thread(box: Sandbox) -> None:
     before = len(box.watchdogs._all)
-    made = []
+    made: list[Watchdog | None] = []
     thread = threading.Thread(target=lambda: made.append(box.watchdogs.of_this_thread()))
     thread.start()
     thread.join()
-    assert made[0]._timer is None
+    (watchdog,) = made
+    assert watchdog is not None
+    assert watchdog._timer is None
     assert len(box.watchdogs._all) == before
 
 
 def test_a_timer_calls_its_function_until_it_is_disarmed() -> None:
-    from isolates.watchdog import Watchdog
-
     fired = threading.Event()
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda value: fired.set())
     address = ctypes.cast(callback, ctypes.c_void_p).value
@@ -113,3 +114,37 @@ def test_a_timer_calls_its_function_until_it_is_disarmed() -> None:
     finally:
         watchdog.close()
         watchdog.close()
+
+
+def test_who_stands_back_does_so_alone() -> None:
+    """A thread of its own does it: nobody who is not root can take it back."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    ours = niceness()
+    seen: list[int] = []
+    stood_back, done = threading.Event(), threading.Event()
+
+    def stand_back() -> None:
+        behind_the_clock()
+        seen.append(niceness())
+        stood_back.set()
+        done.wait()
+
+    def look() -> None:
+        stood_back.wait()
+        seen.append(niceness())
+
+    threads = [threading.Thread(target=target) for target in (look, stand_back)]
+    for thread in threads:
+        thread.start()
+    threads[0].join()
+    later = threading.Thread(target=look)
+    later.start()
+    later.join()
+    done.set()
+    threads[1].join()
+    assert seen == [min(ours + 5, 19), ours, ours], "as is whoever starts beside it, or after it"
+    assert niceness() == ours
+    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == ours, "the process is its first thread"

@@ -48,7 +48,8 @@ def _judge_loss(story: Story, ending: str, journal: Journal) -> str | None:
     # A call that was lost with its peer's process is the same fault, seen from the other side.
     faults = len(story.losses) - deaths + max(deaths, kills) + away
     if story.entry in journal.hostless and not any(offer.verdict == "answered" for offer in story.offers):
-        return None  # it can run nothing itself, and the one that it asked took nothing
+        # It can run nothing itself, and the one that it asked took nothing.
+        return "ends internalError because no host is left" if ending == Outcome.INTERNAL_ERROR.value else None
     if not faults:
         return f"ends {ending}, and no fault explains it"
     how = ending.removeprefix("broken off: ")
