@@ -26,7 +26,11 @@ def strip(root: Root) -> None:
                 used[module].add(str(item.facts[2]).encode())
             continue
         for namespace, part in zip(["", *item.parts], item.parts, strict=False):
-            if isinstance(part, bytes) or part not in instances:
+            if isinstance(part, bytes):
+                continue
+            if item not in instances:
+                known.discard(part)  # a module that is exported, or given to a component: its exports are seen there
+            if part not in instances:
                 continue
             importer = modules.get(item.facts[1]) if item in instances else None  # type: ignore[call-overload]
             if importer is None or not isinstance(namespace, bytes):

@@ -38,11 +38,11 @@ _libc_quick = ctypes.PyDLL(None)
 
 #: Guest code runs this long before it is looked at for the first time: long enough that a short request is over.
 FIRST_S = 0.002
+#: From then on, the engine's usual tick.
+NEXT_S = 0.001
 #: How much lower the priority of guests' threads is than that of the rest of their process: a third of its share of a
 #: contended core, and all of one that nobody else wants.
 _NICER_BY = 5
-#: From then on, the engine's usual tick.
-NEXT_S = 0.001
 
 _CLOCK_MONOTONIC = 1
 _SIGEV_THREAD = 2
