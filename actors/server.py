@@ -29,6 +29,7 @@ from actors.exchange import (
     Lease,
     Outcome,
     Request,
+    RequestHead,
 )
 from actors.handover import Handover, first_request
 from actors.heartbeat import Heartbeat
@@ -62,6 +63,9 @@ _ORDERS_MAX = 4_096
 _ORDER_LENGTH = 4
 #: The longest that a deploy waits for the new version's first isolate: the startup limit, and a turn in the queue.
 _PRELOAD_S_MAX = 3.0
+#: The longest that another server may take for a favour. One that hangs would gather what is told to it on the side, at
+#: 200 prewarms a second, until this side work has no place for anything else.
+_FAVOUR_S_MAX = 2.0
 #: Workers whose rates ``statistics`` shows.
 _HOTTEST_SHOWN = 20
 
@@ -99,7 +103,7 @@ class Server:
         self._routing_limits = routing_limits or RoutingLimits()
         self._orders: dict[str, tuple[str, ...]] = {}
         self._exports: Exports[LentBody] = Exports(f"{name}/server")
-        self._client = ShardClient(peers, self._exports, self._hosts.run, self._warmth)
+        self._client = ShardClient(peers, self._exports, self._run_here, self._warmth)
         self._prewarmer = Prewarmer(cores, self._hosts.tell, self._due, prewarm_limits)
         self._handover = Handover(
             name,
@@ -205,7 +209,8 @@ class Server:
         if route.place is Place.HERE:
             return await self._run_at_home(request, body, recorder), request, home or ""
         if route.warm_here_too:
-            self._prewarmer.offer(replace(request, at_home=False), Source.HOT)
+            rate_per_s = self._warmth.heat.rate_per_s(request.worker, _now_s())
+            self._prewarmer.offer(replace(_bare(request), at_home=False, rate_per_s=rate_per_s), Source.HOT)
         answer = await self._client.send(request, body, route.server, self._view.epoch, recorder)
         return answer, None, home or ""
 
@@ -248,6 +253,10 @@ class Server:
             order = self._orders[worker] = tuple(self._view.order_of(worker, _ORDER_LENGTH))
         return order
 
+    async def _run_here(self, request: Request, body: BodySource) -> Answer:
+        """Run it on this machine, whatever becomes of it: it was offered to another one before."""
+        return await self._hosts.run(request, body)
+
     async def _run_at_home(self, request: Request, body: BodySource, recorder: Recorder) -> Answer:
         """Run it on this machine; when the last host is lost before the guest started, offer it to another one."""
 
@@ -281,6 +290,8 @@ class Server:
         socket = self._hosts.of(request.version)
         if deployed is None or len(deployed.versions) != 1 or socket is None:
             return None
+        if deployed.versions[0].version_id != request.version or (self._home_of(request.worker) or "") != home:
+            return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
             request.reuse, request.at_home,
@@ -331,9 +342,10 @@ class Server:
         await self._hosts.open_ahead()
         for server in servers:
             try:
-                await (await self._peers.get(f"{server}/shard")).call("meet")
-            except (PeerLost, PeerFailed) as away:
-                _log.info("%s was not met: %s", server, away)
+                async with asyncio.timeout(_FAVOUR_S_MAX):
+                    await (await self._peers.get(f"{server}/shard")).call("meet", self.name.encode())
+            except (PeerLost, PeerFailed, TimeoutError) as away:
+                _log.info("%s was not met: %s", server, away or "it took too long")
 
     def on_deployed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
         """What is deployed for a worker has changed."""
@@ -394,9 +406,10 @@ class Server:
             self._prewarmer.offer(resolved, Source.SERVER_NAME)
             return
         try:
-            await (await self._peers.get(f"{route.server}/server")).call("prewarm", REQUEST.encode(resolved))
-        except (PeerLost, PeerFailed) as away:
-            _log.info("a prewarm was dropped: %s", away)
+            async with asyncio.timeout(_FAVOUR_S_MAX):
+                await (await self._peers.get(f"{route.server}/server")).call("prewarm", REQUEST.encode(resolved))
+        except (PeerLost, PeerFailed, TimeoutError) as away:
+            _log.info("a prewarm was dropped: %s", away or "it took too long")
 
     def _due(self, worker: str) -> Request | None:
         """What starts the isolate of a worker that is due by habit, if it is cold and this is its home."""
@@ -460,6 +473,12 @@ def _with_version(request: Request, version: Version) -> Request:
         limits=_plain_limits(version.limits),
         reuse=version.reuse,
     )
+
+
+def _bare(request: Request) -> Request:
+    """A request without what its client sent: what starts an isolate waits in a queue, and is read on its way."""
+    head = RequestHead("", "", "", "")
+    return replace(request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=())
 
 
 def _now_s() -> float:

@@ -28,7 +28,10 @@ def add(as_json: bool) -> None:
 @click.argument("name")
 @JSON
 def remove(name: str, as_json: bool) -> None:
-    """Remove server NAME: its workers are started elsewhere, what runs there finishes, and it ends."""
+    """Remove the server NAME.
+
+    Its workers are started elsewhere first, what runs there finishes, and then it ends.
+    """
     _order({"do": "remove", "server": name}, "is removed", as_json=as_json)
 
 
@@ -53,12 +56,15 @@ def _order(order: dict[str, str], done: str, *, as_json: bool) -> None:
 
 def membership_text(membership: Mapping[str, Any]) -> str:
     """Who is in the cluster, a line each, for `status`: as ``Client.members`` tells it."""
-    lines = [f"ring: epoch {membership['epoch']}, {len(membership['servers'])} homes"]
-    lines.append(f"{'server':<12}{'state':<24}{'weight':>7}{'since s':>10}{'heard s ago':>13}")
+    homes, handed = len(membership["servers"]), membership["handed_over"]
+    lines = [f"ring: epoch {membership['epoch']}, {homes} {'server' if homes == 1 else 'servers'}"]
+    if handed["moved"]:
+        lines[0] += f"; of {handed['moved']} warm workers that it moved, {handed['warm']} were started ahead"
+    lines.append(f"{'server':<12}{'state':<24}{'weight':>7}{'for s':>9}{'heard s ago':>13}")
     for member in membership["members"]:
         state = f"{member['state']} ({member['why']})" if member["why"] else member["state"]
         lines.append(
-            f"{member['server']:<12}{state:<24}{member['weight']:>7}{member['since_s']:>10.0f}"
+            f"{member['server']:<12}{state:<24}{member['weight']:>7}{member['since_s']:>9.0f}"
             f"{member['heard_ago_s']:>13.1f}"
         )
     return "\n".join(lines)

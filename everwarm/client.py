@@ -358,6 +358,7 @@ class Client:
 
     def close(self) -> None:
         """Leave the cluster, which runs on."""
+        self._wait(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -458,6 +459,15 @@ def _connect(home: Home | None) -> AsyncClient:
 
     control, leave = attach(running.ray_address)
     return AsyncClient(running, control, leave, home.running)
+
+
+async def _end_tasks() -> None:
+    """End what the loop does on the side: peers that are away are asked every second whether they are back."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=1.0)
 
 
 async def _calling(peer: Peer, method: str, payload: bytes) -> bytes:
