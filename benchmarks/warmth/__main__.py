@@ -7,13 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.warmth.baselines import BASELINES, Policy, Unsharded
+from benchmarks.warmth.baselines import BASELINES, LeastLoaded, Policy, Random, Unsharded
 from benchmarks.warmth.everwarm_policy import AllDeployed, Everwarm, OnRequest
 from benchmarks.warmth.least import least
 from benchmarks.warmth.plots import draw
 from benchmarks.warmth.replay import Run, replay
 from benchmarks.warmth.report import Found, json_line, table
-from benchmarks.warmth.settings import Settings, layout
+from benchmarks.warmth.settings import Layout, Settings, layout, roomy
 from benchmarks.warmth.trace import Trace, TraceAbsent, load
 
 #: Exit code when there are no traces: nothing was found, and nothing is wrong.
@@ -23,8 +23,9 @@ _EXACT_REQUESTS_MAX = 5_000_000
 _EPILOG = """
 A server has room for --slots isolates of one size, or for --memory-mb with the sizes of the trace. One isolate serves
 all requests of its worker on a server: that one isolate runs one request at a time is not modelled, nor are queues, so
-no home refuses; loads are CPU seconds, by the trace's durations, scaled. Without --form, up to five million requests
-are taken one by one, and more a minute at a time. Exits with 77 when there are no traces.
+no home refuses; loads are CPU seconds, by the trace's durations, scaled. Without --form and --policies, up to five
+million requests are taken one by one, and more a minute at a time and without the baselines random and least loaded,
+which are as cold as unsharded. Exits with 77 when there are no traces.
 """
 
 
@@ -57,23 +58,23 @@ def _progress(line: str) -> None:
 
 
 #: What the processes that replay inherit: passing a trace of 38 million requests to each would double its memory.
-_inherited: dict[str, tuple[Trace, Settings, bool]] = {}
+_inherited: dict[str, tuple[Trace, Settings, Layout, bool]] = {}
 
 
 def _one(policy: type[Policy]) -> Run:
-    trace, settings, exact = _inherited["it"]
+    trace, settings, places, exact = _inherited["it"]
     if policy is AllDeployed:
-        settings = replace(settings, slots=trace.workers, memory_mb=None)
+        settings, places = replace(settings, slots=trace.workers, memory_mb=None), roomy(places)
     began = time.perf_counter()
-    run = replay(policy, trace, layout(trace, settings), settings, exact=exact, progress=_progress)
+    run = replay(policy, trace, places, settings, exact=exact, progress=_progress)
     _progress(f"{run.policy}: {time.perf_counter() - began:.0f} s")
     return run
 
 
 def find(trace: Trace, settings: Settings, policies: list[type[Policy]], *, exact: bool, processes: int) -> Found:
     """Replays all, some at a time."""
-    wanted: list[type[Policy]] = [Everwarm, OnRequest, *policies, AllDeployed]
-    _inherited["it"] = (trace, settings, exact)
+    wanted: list[type[Policy]] = [*policies, Everwarm, OnRequest, AllDeployed]
+    _inherited["it"] = (trace, settings, layout(trace, settings), exact)
     if processes > 1:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             runs = list(pool.imap(_one, wanted, chunksize=1))
@@ -89,7 +90,7 @@ def find(trace: Trace, settings: Settings, policies: list[type[Policy]], *, exac
         form="exact" if exact else "batch",
         first_touches=trace.first_touches,
         least=None if settings.memory_mb else least(trace, settings.servers * settings.slots),
-        runs=runs[:-1],
+        runs=[*runs[len(policies) : -1], *runs[: len(policies)]],
         ours=by_policy[Everwarm],
         on_request=by_policy[OnRequest],
         unsharded=by_policy[Unsharded],
@@ -116,7 +117,9 @@ def main() -> int:
         trace = trace.until(options.minutes)
     settings = Settings(servers=options.servers, slots=options.slots, memory_mb=options.memory_mb, seed=options.seed)
     exact = options.form == "exact" if options.form else trace.requests <= _EXACT_REQUESTS_MAX
-    policies = [policy for policy in BASELINES if not names or policy.name in names or policy is Unsharded]
+    if not names:
+        names = known if trace.requests <= _EXACT_REQUESTS_MAX else known - {Random.name, LeastLoaded.name}
+    policies = [policy for policy in BASELINES if policy.name in names or policy is Unsharded]
     found = find(trace, settings, policies, exact=exact, processes=options.processes)
     if options.plots:
         for path in draw(found, options.plots):

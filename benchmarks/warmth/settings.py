@@ -1,6 +1,6 @@
 """The numbers of a replay, and the cluster's layout that follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,3 +77,10 @@ def layout(trace: Trace, settings: Settings) -> Layout:
         (trace.duration_s * available_s / asked_for_s).tolist(),
         np.maximum(0.0, 1.0 - wanted / capacity).tolist(),
     )
+
+
+def roomy(places: Layout) -> Layout:
+    """The same with memory for every worker on every server."""
+    capacity = sum(places.sizes_bytes)
+    wanted = np.bincount(places.homes, weights=places.sizes_bytes, minlength=len(places.names))
+    return replace(places, capacity_bytes=capacity, memory_spare=(1.0 - wanted / capacity).tolist())
