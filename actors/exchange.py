@@ -135,6 +135,9 @@ class Lease:
     reuse: Reuse = REUSE_DEFAULT
     #: Whether the machine of the lease is the home.
     at_home: bool = False
+    #: How many notices the Server had given when it gave the lease: whoever has heard more by then may have missed the
+    #: one that takes it back.
+    issued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,14 +85,17 @@ async def hand_over(
     lost = sorted((entry for answer in answers for entry in answer or ()), key=lambda entry: -float(entry[2]))
     gained: dict[str, list[object]] = {}
     for version_id, home, _ in lost:
+        if len(gained.setdefault(home, [])) >= limits.gained_max:
+            continue  # before it is looked up: three hundred old homes name 150,000
         found = version(version_id)
-        if found is not None and len(gained.setdefault(home, [])) < limits.gained_max:
+        if found is not None:
             gained[home].append(found.to_plain())
     left_s = max(0.0, within_s - 2 * asking_s)
     done = await asyncio.gather(
         *(
             _asked(call, home, "warm_up", encode_plain({"versions": plain, "within_s": left_s}), left_s + asking_s)
             for home, plain in gained.items()
+            if plain
         )
     )
     counts = {what: sum(answer[what] for answer in done if answer is not None) for what in ("warm", "failed", "late")}

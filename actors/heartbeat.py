@@ -41,6 +41,7 @@ class Heartbeat:
         self._every_s = every_s
         self._behind = False
         self._beating: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
 
     async def join(self) -> str:
         """Beat from now on, and be a member; the state that came of it. ``PeerLost`` when there is no ControlPlane."""
@@ -53,9 +54,10 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """Be silent."""
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+        tasks = [task for task in (self._beating, self._catching_up) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat_on(self) -> None:
         while True:
@@ -65,6 +67,9 @@ class Heartbeat:
                 await asyncio.wait_for(self.beat(), 2 * self._every_s)
             except (PeerLost, PeerFailed, TimeoutError) as away:
                 _log.info("a heartbeat of %s was not heard: %s", self._server, away or "it took too long")
+            except Exception:
+                # Whatever it was, the next beat has to go out: a server that never beats again is lost.
+                _log.exception("a heartbeat of %s failed", self._server)
 
     async def beat(self) -> None:
         """One beat."""
@@ -73,7 +78,15 @@ class Heartbeat:
         control = await self._peers.get("control")
         answer = decode_plain(await control.call("heartbeat", encode_plain(plain)))
         behind = answer["state"] == "member" and self._view().seq < answer["seq"]
-        if behind and self._behind:
-            await self._sync()
+        if behind and self._behind and (self._catching_up is None or self._catching_up.done()):
+            # Shielded, and one at a time: with many workers it takes longer than a beat may, and would never end.
+            self._catching_up = asyncio.create_task(self._catch_up())
+            await asyncio.shield(self._catching_up)
             behind = False
         self._behind = behind
+
+    async def _catch_up(self) -> None:
+        try:
+            await self._sync()
+        except Exception as failed:  # the next beats find out that this server is still behind
+            _log.error("%s did not hear what it missed: %s", self._server, failed)

@@ -47,6 +47,8 @@ _log = logging.getLogger("everwarm.host")
 _UNMEASURED = Cost(0.0, 0)
 #: Workers in one report: a frame holds 1 MiB, and each of these less than 100 bytes.
 _REPORTED_AT_ONCE = 8_192
+#: Until another connection is taken after one that could not be.
+_ACCEPT_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class IsolateHost:
         # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
         self._ids = random.Random(secrets.randbits(128)).randbytes
         self._lock = threading.Lock()
+        self._telling = threading.Lock()  # taken before the other one
         self._residency = Residency(residency_limits or ResidencyLimits())
         self._gauge = HostGauge(len(os.sched_getaffinity(0)), self._limits.gauge)
         self._links: set[LinkSocket] = set()
@@ -200,8 +203,13 @@ class IsolateHost:
         while not self._stopping:
             try:
                 connected, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as fault:
+                if self._stopping:
+                    return
+                # Out of file descriptors, most likely: guests that are connected to much give some back.
+                _log.error("no connection can be taken: %s", fault)
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             if len(self._links) >= self._limits.connections_max:
                 connected.close()
                 continue
@@ -268,17 +276,25 @@ class IsolateHost:
                 time.sleep(self._limits.pressure_every_s)
                 statm.seek(0)
                 _, resident, shared, *_ = (int(part) * 4096 for part in statm.read().split())
-                with self._lock:
-                    now_s = time.monotonic()
-                    self._memory_bytes = resident - shared
-                    self._gauge.used(time.process_time(), now_s)
-                    decisions = self._residency.pressure(self._memory_bytes, now_s)
-                    decisions += self._residency.tick(now_s)
-                    short = self._residency.is_short_of_memory
-                self._carry_out(decisions)
-                if short:
-                    self._living.put_away_idle_code()
-                self._report()
+                try:
+                    self._measured(resident - shared)
+                    self._report()
+                except Exception:
+                    # Without the next measurement nothing is evicted any more, and the machine's memory is the bound.
+                    _log.exception("a measurement failed")
+
+    def _measured(self, memory_bytes: int) -> None:
+        """What follows from the memory that the host has now, and from the time."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._memory_bytes = memory_bytes
+            self._gauge.used(time.process_time(), now_s)
+            decisions = self._residency.pressure(memory_bytes, now_s)
+            decisions += self._residency.tick(now_s)
+            short = self._residency.is_short_of_memory
+        self._carry_out(decisions)
+        if short:
+            self._living.put_away_idle_code()
 
     def _report(self) -> None:
         """Tell the Server who ran here since the last time, and how busy this host is."""
@@ -453,7 +469,7 @@ class IsolateHost:
             if isinstance(decision, Close):
                 self._living.close(decision.isolate)
                 if decision.last:
-                    self._tell_server(Frame.NOTICE, f"cold {decision.version}".encode())
+                    self._tell_warmth(decision.version)
             elif isinstance(decision, Start) and decision.ticket is None:
                 assert recipe is not None, "started ahead of nothing"
                 assert recipe.version == decision.version, "started ahead of another version"
@@ -461,6 +477,14 @@ class IsolateHost:
             else:
                 assert isinstance(decision.ticket, _Ticket)
                 decision.ticket.give(decision)
+
+    def _tell_warmth(self, version: str) -> None:
+        """Tell the Server whether a version has a started isolate here: in turn, and as it is by then. Of two threads,
+        one of which starts an isolate and one closes another, the last to speak is right about both."""
+        with self._telling:
+            with self._lock:
+                word = "warm" if self._residency.is_warm(version) else "cold"
+            self._tell_server(Frame.NOTICE, f"{word} {version}".encode())
 
     def _give_up(self, ticket: _Ticket, version: str) -> bool:
         with self._lock:
@@ -478,11 +502,10 @@ class IsolateHost:
                     decision.isolate, began.cost_ms, now_s, memory_bytes=began.isolate.memory_bytes
                 )
         self._carry_out(decisions, recipe)
+        # After a failed start too: a refusal sticks until this machine's isolate is gone, and now there may be none.
+        self._tell_warmth(recipe.version)
         if isinstance(began, StartFailed):
-            # A refusal sticks until this machine's isolate is gone, and now there is none.
-            self._tell_server(Frame.NOTICE, f"cold {recipe.version}".encode())
             return began
-        self._tell_server(Frame.NOTICE, f"warm {recipe.version}".encode())
         if recorder is not None:
             cpu_ms = round(began.isolate.start_cpu_ms, 3)
             recorder.span(SpanName.MAP, began.mapping_ns, began.instantiating_ns)

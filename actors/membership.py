@@ -250,6 +250,14 @@ class Membership:
             return self._then(self._on(server, Event.LOSE, now_s, heard=True, why="no host"), now_s)
         return []
 
+    def known(self, epoch: int) -> list[Decision]:
+        """A server knows this epoch. If it is later than ours it is of an earlier life, and the clock that tells lives
+        apart was set back since: nobody would take a ring of ours, so they go on from there."""
+        if epoch <= self.epoch:
+            return []
+        self.epoch = epoch + 1
+        return [Publish(self.epoch, self.ring)]
+
     def placed(self, server: str, now_s: float) -> list[Decision]:
         """All code is in place on a server."""
         return self._then(self._on(server, Event.PLACED, now_s), now_s)

@@ -24,6 +24,8 @@ import ray.exceptions
 _PROBE_EVERY_S = 1.0
 #: A probe that takes longer means that the peer is not back.
 _PROBE_TIMEOUT_S = 5.0
+#: An introduction is one small call. A request may wait for it, and must not wait for an introducer that hangs.
+_INTRODUCTION_S_MAX = 2.0
 #: Probes in a row. A peer that is away for longer has left, most likely; the next call begins again.
 _PROBES_MAX = 60
 
@@ -84,6 +86,10 @@ class RayPeer:
             raise PeerLost(self.address, delivered=None) from lost
         except ray.exceptions.RayTaskError as failed:
             raise PeerFailed(f"{self.address}.{method}: {failed.cause}") from failed
+        except ray.exceptions.RayError as broken:
+            # Something of Ray's on the way: the argument's or the answer's owner, a full store, a raylet. The peer may
+            # be well, and the call may have been carried out.
+            raise PeerLost(self.address, delivered=None) from broken
 
     def _begin_probing(self) -> None:
         if self._probing is None or self._probing.done():
@@ -114,8 +120,9 @@ class RayPeers:
         peer = self._met.get(address)
         if peer is None:
             try:
-                handle = await self._introduce(address)
-            except ray.exceptions.RayError as lost:
+                async with asyncio.timeout(_INTRODUCTION_S_MAX):
+                    handle = await self._introduce(address)
+            except (ray.exceptions.RayError, TimeoutError) as lost:
                 raise PeerLost(address, delivered=False) from lost
             if handle is None:
                 raise PeerLost(address, delivered=False)

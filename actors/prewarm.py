@@ -12,7 +12,8 @@ them *offer* here, and the queue says what is begun:
   and not those of a deploy;
 * what waits for too long is dropped: after its handshake the request itself is there;
 * at most so many are under way, so many begin in a second, and together they use a small share of the cores, measured
-  by what they took. An expensive start is paid off before the next one begins.
+  by what they took. An expensive start is paid off before the next one begins. A hand-over's are not reckoned: they
+  are started either way, now or by the next request while its client waits, and it has bounds of its own.
 
 Whether there is memory for it is the host's to say (``residency``): a prewarm that finds none is over at once.
 """
@@ -40,6 +41,8 @@ class Source(StrEnum):
 
 #: Starts that no request has asked for yet in any way.
 _PRELOADS = frozenset({Source.DEPLOY, Source.HANDOVER})
+#: Starts that are no guess, and are not held back by what guesses may cost.
+_UNRECKONED = frozenset({Source.HANDOVER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class PrewarmQueue(Generic[T]):
         self._turns = list(Source)
         self._source_of: dict[str, Source] = {}
         self._under_way: OrderedDict[str, float] = OrderedDict()
+        self._unreckoned: set[str] = set()  # of those under way
         self._cpu_per_s = limits.cpu_share_max * cores
         self._cpu_s = self._cpu_per_s * limits.cpu_burst_s
         self._starts = max(1.0, limits.per_s)
@@ -109,15 +113,17 @@ class PrewarmQueue(Generic[T]):
         """One that may begin now, and is under way from now on; None when there is none, or no budget for it."""
         self._fill(now_s)
         self._drop_late(now_s)
-        if len(self._under_way) >= self.limits.under_way_max or self._starts < 1.0 or self._cpu_s <= 0.0:
+        if len(self._under_way) >= self.limits.under_way_max or self._starts < 1.0:
             return None
         for source in self._turns:
-            if self._waiting[source]:
+            if self._waiting[source] and (self._cpu_s > 0.0 or source in _UNRECKONED):
                 version, (_, recipe) = self._waiting[source].popitem(last=False)
                 del self._source_of[version]
                 self._turns.remove(source)
                 self._turns.append(source)
                 self._under_way[version] = now_s
+                if source in _UNRECKONED:
+                    self._unreckoned.add(version)
                 self._starts -= 1.0
                 self.begun[source] += 1
                 return Prewarm(version, source, recipe)
@@ -129,7 +135,9 @@ class PrewarmQueue(Generic[T]):
         What it took is reckoned by the clock, which its CPU time is never above: a start is one thread.
         """
         began_s = self._under_way.pop(version, None)
-        if began_s is not None and started:
+        reckoned = version not in self._unreckoned
+        self._unreckoned.discard(version)
+        if began_s is not None and started and reckoned:
             self._fill(now_s)
             self._cpu_s -= max(0.0, now_s - began_s)
 
@@ -151,7 +159,8 @@ class PrewarmQueue(Generic[T]):
             return max(0.0, next(iter(self._under_way.values())) + self.limits.under_way_s_max - now_s)
         self._fill(now_s)
         starts_s = max(0.0, 1.0 - self._starts) / self.limits.per_s
-        cpu_s = 0.0 if self._cpu_s > 0.0 else (-self._cpu_s + 1e-3) / self._cpu_per_s
+        free = self._cpu_s > 0.0 or any(self._waiting[source] for source in _UNRECKONED)
+        cpu_s = 0.0 if free else (-self._cpu_s + 1e-3) / self._cpu_per_s
         return max(starts_s, cpu_s)
 
     def _fill(self, now_s: float) -> None:
@@ -170,7 +179,8 @@ class PrewarmQueue(Generic[T]):
                 self.dropped += 1
         late_s = now_s - self.limits.under_way_s_max
         while self._under_way and next(iter(self._under_way.values())) <= late_s:
-            self._under_way.popitem(last=False)
+            version, _ = self._under_way.popitem(last=False)
+            self._unreckoned.discard(version)
 
     def __len__(self) -> int:
         return len(self._source_of)

@@ -95,9 +95,12 @@ class Prewarmer:
         """Begin what may begin, until this is cancelled."""
         while True:
             self._changed.clear()
-            self._look_at_agenda()
-            while (prewarm := self.queue.next(self._now_s())) is not None:
-                await self._begin(prewarm)
+            try:
+                self._look_at_agenda()
+                while (prewarm := self.queue.next(self._now_s())) is not None:
+                    await self._begin(prewarm)
+            except Exception:
+                _log.exception("a prewarm failed")  # and is forgotten; deploys and hand-overs need the next ones
             wait_s = self.queue.wait_s(self._now_s())
             try:
                 async with asyncio.timeout(_AGENDA_EVERY_S if wait_s is None else min(wait_s, _AGENDA_EVERY_S)):

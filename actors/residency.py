@@ -432,6 +432,11 @@ class Residency:
         """Why this isolate had to be started."""
         return self._residents[isolate].cause
 
+    def is_warm(self, version: str) -> bool:
+        """Whether ``version`` has a started isolate here."""
+        house = self._versions.get(version)
+        return house is not None and len(house.residents) > house.warming
+
     def warm_versions(self) -> set[str]:
         """The versions that have a started isolate here."""
         return {r.version for r in self._residents.values() if r.state is not State.WARMING}

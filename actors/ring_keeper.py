@@ -78,7 +78,7 @@ class RingKeeper:
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._in_doubt: set[str] = set()
         self._told_epoch = epoch
-        self._told_again: dict[str, int] = {}
+        self._telling_again: set[str] = set()
         self._changed = asyncio.Event()
         self._ring: Ring | None = None
         self._handed = {"moved": 0, "warm": 0, "failed": 0, "late": 0}
@@ -94,7 +94,11 @@ class RingKeeper:
         """Look for the silent, for as long as this runs."""
         while True:
             await asyncio.sleep(self._limits.tick_every_s)
-            self._act(self._membership.tick(self._clock()))
+            try:
+                self._act(self._membership.tick(self._clock()))
+            except Exception:
+                # The next tick has to come: without it nobody is ever silent, and no change has an end.
+                _log.exception("a tick failed")
 
     async def stop(self) -> None:
         """End all that is under way."""
@@ -144,14 +148,20 @@ class RingKeeper:
         plain = decode_plain(payload)
         server = str(plain["server"])
         news = self._membership.heartbeat(server, int(plain["weight"]), self._clock(), able=bool(plain["hosts"]))
-        self._act(news)
+        self._act(news + self._membership.known(int(plain["epoch"])))
         state, epoch = self._membership.state(server), self._membership.epoch
         missed = server in self._membership.serving and int(plain["epoch"]) < epoch == self._told_epoch
-        # Once for each epoch: a slow server must not be told with every beat.
-        if missed and self._told_again.get(server) != epoch:
-            self._told_again[server] = epoch
-            self._side.begin(self._fleet.tell([server], "apply_ring", self._ring_payload()))
+        # One at a time: a slow server must not be told with every beat, and one that missed it again must hear of it.
+        if missed and server not in self._telling_again:
+            self._side.begin(self._tell_again(server))
         return encode_plain({"state": state.value, "epoch": epoch, "seq": self._catalog.seq()})
+
+    async def _tell_again(self, server: str) -> None:
+        self._telling_again.add(server)
+        try:
+            await self._fleet.tell([server], "apply_ring", self._ring_payload())
+        finally:
+            self._telling_again.discard(server)
 
     async def members(self, payload: bytes = b"") -> bytes:
         """The ring's epoch and homes, everybody that is remembered, and what hand-overs came to."""
@@ -212,7 +222,10 @@ class RingKeeper:
                 return
             except (PeerLost, PeerFailed) as failed:
                 _log.error("code did not reach %s: %s", server, failed)
-                await asyncio.sleep(_INSTALL_AGAIN_S)
+            except Exception:
+                # A disk or a component of ours; whoever joins waits for it, and nobody else tries again.
+                _log.exception("code for %s could not be read", server)
+            await asyncio.sleep(_INSTALL_AGAIN_S)
 
     async def _warm(self, warm: Warm) -> None:
         # Without newcomers only those that go have something to lose.
@@ -266,7 +279,6 @@ class RingKeeper:
         return int(decode_plain(await self._fleet.call(server, "statistics", role="shard"))["in_flight"])
 
     def _forget(self, forget: Forget) -> None:
-        self._told_again.pop(forget.server, None)
         watching = self._watching.pop(forget.server, None)
         if watching is not None:
             watching.cancel()

@@ -233,6 +233,7 @@ class Server:
             request.version,
             home=home,
             order=lambda: self._order_of(request.worker),
+            servers=self._view.servers,
             socket=self._hosts.of(request.version),
             refused_before=request.version in self._client.refusals,
             hosts_here=hosts_here,
@@ -294,7 +295,7 @@ class Server:
             return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
-            request.reuse, request.at_home,
+            request.reuse, request.at_home, self._subscribers.told,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- what others call: requests

@@ -8,6 +8,7 @@ by then, and in pulled chunks when it is not. It never sends a request on: at mo
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,7 @@ class ShardServer:
             visit.over()
             return Answered(served, first, None)
         visit.rest = self._rests.mint(visit)
+        visit.read_at_s = _now_s()  # until now there was nothing to read, however long the guest took
         self._sweep()
         return Answered(served, first, visit.rest)
 
@@ -171,7 +173,8 @@ class ShardServer:
         ended = None
         if answer.is_over or (answer.whole and answer.ready()):
             ended = await answer.ended()
-            self._note_load(answer.path, ended.load)
+            if ended.server:  # the host's own word: of an answer that was cancelled or lost it said nothing
+                self._note_load(answer.path, ended.load)
             ended = replace(ended, load=self._hinted(ended.load))
             if ended.start_type:
                 self._note_ran(answer.version)
@@ -221,8 +224,15 @@ class ShardServer:
         return b""
 
     async def meet(self, payload: bytes) -> bytes:
-        """A Server got to know this home: have the way to the host open before its first request."""
+        """A Server got to know this home: have the way to the host open before its first request.
+
+        The payload is its name. It is met in turn, since its uploads are read from it, and whoever introduces strangers
+        may be away by then.
+        """
         await self._hosts.open_ahead()
+        if payload:
+            with suppress(PeerLost):
+                await self._peers.get(f"{payload.decode()}/server")
         return b""
 
     async def configure(self, payload: bytes) -> bytes:

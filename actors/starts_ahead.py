@@ -5,6 +5,7 @@ starts nothing of its own. So nothing may be lost on the way. Prewarms are asked
 have a bound of their own in residency, and always find a place.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from actors.decision import Start
 from actors.exchange import Request
 from isolates.limits import IsolateLimits
 from isolates.watchdog import behind_the_clock
+
+_log = logging.getLogger("everwarm.host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +93,7 @@ class StartsAhead:
                 if self._stopping:
                     return
                 start, recipe = self._queue.popleft()
-            self._start(start, recipe)
+            try:
+                self._start(start, recipe)
+            except Exception:
+                _log.exception("starting %s ahead failed", recipe.version)  # the next ones are started all the same

@@ -2,6 +2,9 @@
 
 An ingress that comes (again) is told everything; from then on it is told changes. One that is away is told nothing,
 and holds no lease while it is.
+
+Leases come with answers, over other connections, and so before or after a notice that takes them back. Notices are
+counted, and a lease says how many there were when it was given: one that comes too late is recognised.
 """
 
 from collections.abc import Iterable
@@ -25,6 +28,8 @@ class Subscribers:
 
     def __init__(self) -> None:
         self._connections: set[Connection] = set()
+        #: Notices until now.
+        self.told = 0
 
     def add(self, connection: Connection, workers: Iterable[Deployed]) -> None:
         """An ingress wants to hear, for as long as its connection is open: first of all of ``workers``."""
@@ -34,19 +39,21 @@ class Subscribers:
     def greet_all(self, workers: Iterable[Deployed]) -> None:
         """Everything may have changed."""
         everything = list(workers)
+        self.told += 1
         for connection in list(self._connections):
             self._greet(connection, everything)
 
     def _greet(self, connection: Connection, workers: list[Deployed]) -> None:
         pages = [workers[i : i + _WORKERS_PER_FRAME] for i in range(0, len(workers), _WORKERS_PER_FRAME)] or [[]]
-        self._send(connection, {"reset": True, "revoke_all": True, **added(pages[0])})
+        self._send(connection, {"reset": True, "revoke_all": True, "told": self.told, **added(pages[0])})
         for page in pages[1:]:
             self._send(connection, added(page))
 
     def tell(self, notice: dict[str, object]) -> None:
         """A change: ``added`` workers, ``remove`` of some, ``revoke`` of versions, ``revoke_all``."""
+        self.told += 1
         for connection in list(self._connections):
-            self._send(connection, notice)
+            self._send(connection, {**notice, "told": self.told})
 
     def _send(self, connection: Connection, notice: dict[str, object]) -> None:
         try:

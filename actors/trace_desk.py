@@ -4,6 +4,7 @@ Nothing here is on a request's path: a report that is lost or malformed costs it
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,8 @@ from tracing.collector import Collector, CompletedTrace
 from tracing.export import OtlpExporter
 from tracing.trace import Span
 from tracing.wire import encode_spans
+
+_log = logging.getLogger("everwarm.traces")
 
 _TICK_S = 0.1
 
@@ -42,7 +45,10 @@ class TraceDesk:
         """Export traces as they become complete, until this is cancelled."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self._export(self._collector.tick(time.monotonic()))
+            try:
+                self._export(self._collector.tick(time.monotonic()))
+            except Exception:
+                _log.exception("traces were not exported")  # and the next ones are tried
 
     async def close(self) -> None:
         """Export what was gathered."""

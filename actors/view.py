@@ -97,6 +97,11 @@ class ClusterView:
         """The ring's epoch, 0 before the first."""
         return 0 if self.ring is None else self.ring.epoch
 
+    @property
+    def servers(self) -> int:
+        """How many servers are homes; at least this one."""
+        return 1 if self.ring is None else max(1, len(self.ring.servers))
+
     def version_for(self, worker: str, affinity: bytes) -> Version | Outcome:
         """The version that answers a request of ``affinity``; ``SCRIPT_NOT_FOUND`` when nothing is deployed."""
         deployed = self.workers.get(worker)

@@ -38,6 +38,8 @@ class ViewKeeper:
         self._peers = peers
         self._listener = listener
         self._syncing = asyncio.Lock()
+        self._syncs_begun = 0
+        self._synced = 0  # the number of the last sync that succeeded
         self._counted = ("", 0, 0)
         self._homes = 0
         self.calls: Calls = {"apply_ring": self.apply_ring, "apply_change": self.apply_change}
@@ -56,6 +58,8 @@ class ViewKeeper:
     async def apply_ring(self, payload: bytes) -> bytes:
         """A new epoch of the ring."""
         plain = decode_plain(payload)
+        if plain["epoch"] <= self.view.epoch:
+            return b""  # told again; a ring takes a tenth of a second to build
         if self.view.turn_ring(Ring(plain["epoch"], plain["servers"], plain["secret"])):
             self._listener.on_ring(list(plain["servers"]))
         return b""
@@ -72,11 +76,20 @@ class ViewKeeper:
         return b""
 
     async def sync(self) -> None:
-        """Ask the ControlPlane for everything that is deployed."""
+        """Ask the ControlPlane for everything that is deployed.
+
+        Who had to wait is content with a sync that began after he asked: many changes after one that was missed ask
+        twice, and not once each.
+        """
+        asked = self._syncs_begun
         async with self._syncing:
+            if self._synced > asked:
+                return
+            self._syncs_begun = number = self._syncs_begun + 1
             control = await self._peers.get("control")
             while not await self._sync_once(control):
                 pass  # changes came meanwhile, which the snapshot may not have; deploys are rare and this ends
+            self._synced = number
         self._listener.on_synced()
 
     async def _sync_once(self, control: Peer) -> bool:

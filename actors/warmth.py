@@ -167,6 +167,7 @@ class Warmth:
         *,
         home: str | None,
         order: Callable[[], tuple[str, ...]],
+        servers: int = 1,
         socket: str | None,
         refused_before: bool,
         hosts_here: bool,
@@ -174,18 +175,20 @@ class Warmth:
         now_s: float,
     ) -> Situation:
         """What is known of a request's worker. ``socket``: the host that would run it here. ``order``: the servers of
-        the worker's order, which takes long enough to find out that it is asked for only when its home has too much."""
+        the worker's order, which takes long enough to find out that it is asked for only when its home has too much.
+        ``servers``: over how many of them requests arrive."""
         bare = Situation(
             self.here, home, self.is_warm(version), refused_before, hosts_here=hosts_here, next_home=next_home
         )
         if not hosts_here or home is None or home == self.here or bare.warm_here or refused_before:
             return bare  # decided: the rest costs time, and is asked for by requests that leave
         cost = self.cost_of(version)
-        servers = order() if self.board.over(home, now_s) else ()
+        others = order() if self.board.over(home, now_s) else ()
         cold_s = self._cold_since_s.get(version)
         return replace(
             bare,
-            order=servers,
+            order=others,
+            servers=servers,
             rate_here_per_s=self.heat.rate_per_s(worker, now_s),
             cpu_rate=self.heat.cpu_rate(worker, now_s) / self._cores,
             residence_s=self.residence_s(socket, now_s),
@@ -193,7 +196,7 @@ class Warmth:
             hop_cost_ms=self.hop_ms,
             memory_spare=self.memory_spare(now_s),
             isolate_bytes=cost.bytes_,
-            overloaded=self.board.overloaded(servers, now_s),
+            overloaded=self.board.overloaded(others, now_s),
             nearly_full=self.board.nearly_full(home, now_s),
             was_local=cold_s is not None and now_s - cold_s < self.limits.lately_s,
         )
