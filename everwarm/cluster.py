@@ -46,6 +46,8 @@ _CALLS_MAX = 10_000
 _START_TIMEOUT_S = 60.0
 #: Until a server has left: its workers are warmed elsewhere, what runs there finishes, and some.
 _LEAVE_S_MAX = 90.0
+#: Until a server has joined: all code is on its disk, a change of the ring that was under way is over, and its own is.
+_JOIN_S_MAX = 150.0
 
 
 class RoleProcess:
@@ -231,7 +233,7 @@ class Cluster:
         try:
             await asyncio.gather(*(control.register.remote(a, [self._actors[a]]) for a in self._of(server)))
             await self._start_machine(server)
-        except StartFailed:
+        except BaseException:
             await self._end(server)
             raise
         return server
@@ -268,7 +270,8 @@ class Cluster:
             with suppress(ray.exceptions.RayError, TimeoutError):
                 await asyncio.wait_for(actor.stop.remote(), 10.0)
             ray.kill(actor, no_restart=True)
-            await self._actors[CONTROL].forget.remote(f"{server}/{role}")
+            with suppress(ray.exceptions.RayError):  # without a ControlPlane nobody is introduced to anybody
+                await self._actors[CONTROL].forget.remote(f"{server}/{role}")
             self.pids.pop(f"{server}/{role}", None)
         self._edge_ports.pop(server, None)
         self.ports.pop(server, None)
@@ -277,7 +280,11 @@ class Cluster:
         await self._start(f"{server}/server")
         hosts = [self._start(f"{server}/{name}") for name in self.config.host_names()]
         await asyncio.gather(*hosts, self._start(f"{server}/shard"))
-        joined = decode_plain(await self._actors[f"{server}/server"].call.remote("begin", b""))
+        joining = self._actors[f"{server}/server"].call.remote("begin", b"")
+        try:
+            joined = decode_plain(await asyncio.wait_for(joining, _JOIN_S_MAX))
+        except (ray.exceptions.RayError, TimeoutError) as failed:
+            raise StartFailed(f"{server} did not join: {type(failed).__name__}.") from failed
         if joined["state"] != State.MEMBER.value:
             raise StartFailed(f"{server} did not join: it is {joined['state']}.")
         info = await self._start(f"{server}/ingress")
