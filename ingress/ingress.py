@@ -90,6 +90,7 @@ class Ingress:
         self._body_bytes_max: dict[str, int] = {}  # of each worker that has a route
         self._leases: dict[str, Lease] = {}
         self._leased_versions: dict[str, str] = {}  # version -> worker
+        self._told = 0  # notices of the Server, as it counts them
         self._prewarmed: OrderedDict[str, float] = OrderedDict()
         self._prewarm_tokens = TokenBucket(self._limits.prewarms_per_s, burst_s=1.0)
         self._sampler = Sampler()
@@ -194,7 +195,9 @@ class Ingress:
         return self._leases.get(worker)
 
     def keep_lease(self, lease: Lease) -> None:
-        """A lease came with an answer."""
+        """A lease came with an answer. One that was given before the last notice may have been taken back by it."""
+        if lease.issued < self._told:
+            return
         if len(self._leases) < self._limits.leases_max:
             self._leases[lease.worker] = lease
             self._leased_versions[lease.version] = lease.worker
@@ -207,6 +210,7 @@ class Ingress:
         while True:
             _, payload = await connection.receive()
             notice = decode_plain(payload)
+            self._told = notice.get("told", self._told)
             if notice.get("reset"):
                 self._routes, self._body_bytes_max = Routes(), {}
             if notice.get("revoke_all"):

@@ -214,6 +214,7 @@ class Machine:
         processes: int = 0,
         routing_limits: RoutingLimits | None = None,
         residency_limits: ResidencyLimits | None = None,
+        sharding: bool = True,
     ):
         self.name = name
         self.code = directory / name / "code"
@@ -241,6 +242,7 @@ class Machine:
             peers=peers,
             entropy=secrets.token_bytes,
             routing_limits=routing_limits,
+            sharding=sharding,
         )
         self.shard = ShardServer(
             name,
@@ -317,6 +319,7 @@ class CompleteServers:
         routing_limits: RoutingLimits | None = None,
         residency_limits: ResidencyLimits | None = None,
         preload: bool = False,
+        sharding: bool = True,
     ) -> None:
         if seed is not None:
             shutil.copytree(seed, directory / "control", copy_function=os.link)
@@ -339,6 +342,7 @@ class CompleteServers:
                 processes,
                 routing_limits,
                 residency_limits,
+                sharding,
             )
             for i in range(servers)
         ]

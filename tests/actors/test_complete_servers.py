@@ -25,8 +25,9 @@ from complete_servers import (
 )
 
 from actors.capability import ExportsFull
-from actors.exchange import WINDOW_BYTES_MAX, Load, Served
+from actors.exchange import WINDOW_BYTES_MAX, Load, Request, Served
 from actors.link import Frame
+from actors.prewarm import Source
 from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED
 from isolates.outcome import Outcome
@@ -102,6 +103,21 @@ def test_the_home_needs_no_hop_and_gives_a_lease(play: Callable[..., None]) -> N
         assert (await cluster[2].sharded())["offered"] == 0
 
     play(scenario)
+
+
+def test_without_sharding_every_machine_is_a_home(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "hello")
+        for number in (1, 2):
+            for start_type in ("cold", "warm"):
+                served = (await cluster[number].ask(request(worker))).served
+                assert served is not None
+                assert (served.server, served.hop, served.start_type) == (f"server-{number}", False, start_type)
+                assert served.lease is not None
+                assert (served.home, served.lease.at_home) == (f"server-{number}", True)
+            assert (await cluster[number].sharded())["offered"] == 0
+
+    play(scenario, sharding=False)
 
 
 def test_an_upload_and_a_large_answer_cross_the_hop_whole(play: Callable[..., None]) -> None:
@@ -655,3 +671,81 @@ def test_a_prewarm_goes_where_the_request_would_run(play: Callable[..., None]) -
         assert (got.served.start_type, got.served.server) == ("prewarm", "server-2")
 
     play(scenario)
+
+
+# --------------------------------------------------------------------------------------- what must not outlive a change
+
+
+def test_an_answer_that_began_before_a_deploy_brings_no_lease(play: Callable[..., None]) -> None:
+    """The deploy has taken leases back already: with this one the old version would answer for ever."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "hello")
+        server = cluster[2].server
+        run, reached, go = server._hosts.run, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*arguments: Any) -> Any:
+            answer = await run(*arguments)
+            reached.set()
+            await go.wait()
+            return answer
+
+        server._hosts.run = slowly  # type: ignore[method-assign, assignment]
+        begun = asyncio.create_task(cluster[2].ask(request(worker)))
+        await reached.wait()
+        server._hosts.run = run  # type: ignore[method-assign]
+        await cluster.deploy(worker, component("echo"))
+        go.set()
+        got = await begun
+        assert got.served is not None
+        assert got.body.startswith(b"hello from Zig")
+        assert got.served.lease is None
+
+    play(scenario)
+
+
+def test_an_answer_that_began_before_a_new_ring_brings_no_lease(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "hello")
+        server = cluster[2].server
+        run = server._hosts.run
+
+        async def meanwhile(*arguments: Any) -> Any:
+            answer = await run(*arguments)
+            ring = {"epoch": server._view.epoch + 1, "servers": {"server-1": 1}, "secret": b"s" * 32}
+            await server._keeper.apply_ring(encode_plain(ring))
+            return answer
+
+        server._hosts.run = meanwhile  # type: ignore[method-assign, assignment]
+        got = await cluster[2].ask(request(worker))
+        assert got.served is not None
+        assert (got.served.server, got.served.home, got.served.lease) == ("server-2", "server-2", None)
+
+    play(scenario)
+
+
+def test_what_waits_to_be_started_holds_nothing_of_its_client(play: Callable[..., None]) -> None:
+    """Thousands may wait, and a request may have 200 KiB of head and body, its secrets among them."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        worker = await cluster.deploy_at(2, "echo")
+        prewarmer = cluster[1].server._prewarmer
+        offered: list[Request] = []
+
+        def offer(asked: Request, source: Source) -> bool:
+            offered.append(asked)
+            return True
+
+        prewarmer.offer = offer  # type: ignore[method-assign, assignment]
+        fields, rest = upload(b"a secret" * 4)
+        while not offered:
+            asked = request(worker, "/?token=secret", "POST", **fields)
+            asked = replace(asked, head=replace(asked.head, headers=(("authorization", b"secret"),)))
+            await cluster[1].ask(asked, rest)
+        (ahead, *_) = offered
+        assert b"secret" not in REQUEST.encode(ahead)
+        assert (ahead.version, ahead.at_home) == (cluster.version_of(worker), False)
+        assert ahead.rate_per_s > 0  # or in a full house nobody would be worth less than it
+        assert ahead.body_complete
+
+    play(scenario, preload=True)

@@ -321,3 +321,22 @@ def test_the_bounds_fit_each_other() -> None:
     limits, times = HandoverLimits(), MembershipLimits()
     assert limits.start_s_max < times.warm_s_max
     assert 2 * limits.asking_s_max < times.warm_s_max
+
+
+def test_whom_nobody_will_start_is_not_looked_up() -> None:
+    """Three hundred old homes name half a thousand each, and the catalog is asked on the ControlPlane's one thread."""
+    said = Said({"a": [[v(i), "c", float(-i)] for i in range(9)], "b": []})
+    looked_up: list[str] = []
+
+    def version(version_id: str) -> Version:
+        looked_up.append(version_id)
+        return a_version(int(version_id, 16))
+
+    done = asyncio.run(
+        hand_over(
+            said.call, version, before=["a", "b"], after={"a": 1, "b": 1, "c": 1}, secret=SECRET, within_s=1.0,
+            limits=HandoverLimits(gained_max=3),
+        )
+    )  # fmt: skip
+    assert done == HandedOver(moved=9, warm=3)
+    assert looked_up == [v(0), v(1), v(2)]

@@ -189,7 +189,8 @@ def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
         assert again.served.lease is not None
         assert again.served.lease.socket != got.served.lease.socket
         _, payload = await subscribed.receive()
-        assert decode_plain(payload) == {"revoke_all": True}
+        notice = decode_plain(payload)
+        assert notice == {"revoke_all": True, "told": again.served.lease.issued}
         subscribed.close()
 
     play(scenario)

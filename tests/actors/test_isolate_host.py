@@ -1,11 +1,13 @@
 """A real host with real guests, asked over its socket."""
 
 import asyncio
+import errno
 import gc
 import hashlib
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from actors.residency import ResidencyLimits
 from actors.wire import ENDED, REQUEST
 from actors.worker import Reuse
 from isolates.artifact import ArtifactStore
+from isolates.isolate import StartFailed
 from isolates.outcome import Outcome
 from tracing.trace import Attr, SpanName
 from tracing.wire import decode_spans
@@ -561,3 +564,74 @@ def test_a_host_that_stops_is_gone_for_its_clients(make: Make) -> None:
         await there.statistic("running", 0)
 
     play(scenario())
+
+
+def test_a_sibling_that_fails_to_start_leaves_the_version_warm(make: Make) -> None:
+    """Or the Server would send elsewhere what has an isolate here, and forget who refused it."""
+
+    async def scenario() -> None:
+        there = make()
+        spinning = await there.begin(there.request("spin"))
+        await there.statistic("running", 1)
+        living = there.host._living
+        start = living.start
+        living.start = lambda number, recipe: StartFailed(Outcome.EXCEEDED_MEMORY, "no")  # type: ignore[method-assign]
+        failed = await there.ask("spin", "/?rounds=1")
+        assert failed.ended.outcome is Outcome.EXCEEDED_MEMORY
+        living.start = start  # type: ignore[method-assign]
+        assert there.notices[-1] == "warm v-spin"
+        spinning.cancel()
+
+    play(scenario())
+
+
+def _bare_host(directory: Path, tell_server: Callable[[Frame, bytes], None]) -> IsolateHost:
+    """A host that was not started."""
+    return IsolateHost(
+        "host",
+        directory / "h.sock",
+        directory / "code",
+        server="server-1",
+        tell_server=tell_server,
+        limits=HostLimits(pressure_every_s=0.001),
+    )
+
+
+def test_a_host_without_file_descriptors_takes_connections_again(tmp_path: Path) -> None:
+    host = _bare_host(tmp_path, lambda kind, payload: None)
+    ours, theirs = socket.socketpair()
+
+    class Listener:
+        """Two times there is no file descriptor; then a client comes, and then it is over."""
+
+        accepts = 0
+
+        def accept(self) -> tuple[socket.socket, str]:
+            self.accepts += 1
+            if self.accepts == 3:
+                return theirs, ""
+            host._stopping = self.accepts > 3
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    host._listener = listener = Listener()  # type: ignore[assignment]
+    host._accept()
+    assert listener.accepts == 4
+    ours.close()
+
+
+def test_a_measurement_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    reports: list[bytes] = []
+    done = threading.Event()
+
+    def tell(kind: Frame, payload: bytes) -> None:
+        reports.append(payload)
+        if len(reports) == 1:
+            raise RuntimeError("a bug")
+        done.set()
+
+    host = _bare_host(tmp_path, tell)
+    watching = threading.Thread(target=host._watch_memory)
+    watching.start()
+    assert done.wait(10)
+    host._stopping = True
+    watching.join(10)

@@ -280,6 +280,13 @@ def test_only_a_change_that_is_over_makes_homes_and_ends_them_in_peace() -> None
                 assert event in (Event.SETTLED, Event.LOSE)
 
 
+def test_a_life_whose_clock_was_set_back_goes_on_from_the_last_ones_epoch() -> None:
+    membership = members("a")
+    assert membership.known(membership.epoch) == []
+    assert membership.known(5_000) == [Publish(5_001, {"a": 1})]
+    assert membership.died("a", 9.0)[0] == Publish(5_002, {})
+
+
 # -------------------------------------------------------------------------------------- whatever happens, in any order
 
 NAMES = ["s1", "s2", "s3", "s4", "s5"]

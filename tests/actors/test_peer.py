@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from actors.peer import PeerFailed, PeerLost, RayPeer
+from actors.peer import PeerFailed, PeerLost, RayPeer, RayPeers
 from tests.simulation.virtual_loop import VirtualLoop
 
 
@@ -105,5 +105,35 @@ def test_a_method_that_raises_is_a_failure_and_no_loss() -> None:
         with pytest.raises(PeerFailed):
             await peer.call("broken")
         assert await peer.call("serve", b"four") == b"four"
+
+    play(scenario())
+
+
+def test_whatever_ray_says_a_call_ends_in_a_loss_or_a_failure() -> None:
+    async def scenario() -> None:
+        handle = FlakyHandle()
+        peer = RayPeer("server-2/shard", handle)
+        for fault in (ray.exceptions.ObjectStoreFullError(), ray.exceptions.RaySystemError("a raylet")):
+
+            async def remote(method: str, payload: bytes, fault: Exception = fault) -> bytes:
+                raise fault
+
+            peer._remote = remote
+            assert await delivered(peer) is None
+        peer._remote = handle.remote
+        assert await peer.call("serve", b"one") == b"one"  # the peer itself was never away
+
+    play(scenario())
+
+
+def test_an_introducer_that_hangs_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        async def introduce(address: str) -> object:
+            return await asyncio.Event().wait()
+
+        async with asyncio.timeout(10.0):
+            with pytest.raises(PeerLost) as lost:
+                await RayPeers(introduce).get("server-2/shard")
+        assert lost.value.delivered is False
 
     play(scenario())

@@ -115,3 +115,21 @@ def test_a_worker_with_a_habit_is_started_before_it_is_due() -> None:
         assert (begun.source, begun.recipe.worker) == (Source.NEXT_USE, "worker of w")
 
     asyncio.run(whole())
+
+
+def test_a_prewarm_that_breaks_is_not_the_last() -> None:
+    async def scenario(prewarmer: Prewarmer, host: Host) -> None:
+        tell, faults = prewarmer._tell_host, [RuntimeError("a bug")]
+
+        async def telling(version: str, kind: Frame, payload: bytes) -> None:
+            if faults:
+                raise faults.pop()
+            await tell(version, kind, payload)
+
+        prewarmer._tell_host = telling
+        prewarmer.offer(a_request("a"), Source.HOT)
+        prewarmer.offer(a_request("b"), Source.HOT)
+        await host.heard.wait()
+        assert host.told == [("b", Frame.PREWARM)]
+
+    played(scenario)

@@ -5,6 +5,7 @@ something was lost and HTTP allows it; no request fails unless a fault explains 
 every table keeps its bound.
 """
 
+from actors.exchange import RefusalReason
 from isolates.outcome import Outcome
 from tests.simulation.guest import Reading
 from tests.simulation.journal import Journal, Story
@@ -40,6 +41,9 @@ def judge_story(story: Story, journal: Journal) -> str | None:
     return _judge_loss(story, ending, journal)
 
 
+_FULL = frozenset({RefusalReason.BUSY.value, RefusalReason.QUEUE.value, RefusalReason.MEMORY.value})
+
+
 def _judge_loss(story: Story, ending: str, journal: Journal) -> str | None:
     """A request that failed for no reason of its own: something that it needed was lost, and it could not be saved."""
     kills = journal.kills_that_hit(story)
@@ -48,8 +52,9 @@ def _judge_loss(story: Story, ending: str, journal: Journal) -> str | None:
     # A call that was lost with its peer's process is the same fault, seen from the other side.
     faults = len(story.losses) - deaths + max(deaths, kills) + away
     if story.entry in journal.hostless and not any(offer.verdict == "answered" for offer in story.offers):
-        # It can run nothing itself, and the one that it asked took nothing.
-        return "ends internalError because no host is left" if ending == Outcome.INTERNAL_ERROR.value else None
+        # It can run nothing itself, and the one that it asked took nothing. A full one is no failure of the platform.
+        full = any(offer.verdict in _FULL for offer in story.offers)
+        return "ends internalError for want of room" if full and ending == Outcome.INTERNAL_ERROR.value else None
     if not faults:
         return f"ends {ending}, and no fault explains it"
     how = ending.removeprefix("broken off: ")

@@ -1,0 +1,130 @@
+"""What must go on in the keeping of the ring, whatever fails: ticks, installs, and telling who missed it."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from actors.fleet import Fleet
+from actors.peer import LocalPeers, PeerLost
+from actors.ring_keeper import RingKeeper
+from actors.view import decode_plain, encode_plain
+from tests.simulation.virtual_loop import VirtualLoop
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(scenario)
+        assert not loop.faults
+    finally:
+        loop.close()
+
+
+class Catalog:
+    """What a RingKeeper asks a catalog for."""
+
+    def seq(self) -> int:
+        return 0
+
+    def cluster_secret(self) -> bytes:
+        return bytes(32)
+
+    def version(self, version_id: str) -> None:
+        return None
+
+
+class Distribution:
+    """Puts code in place, after it failed ``fails`` times."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails = fails
+
+    async def install_all(self, server: str) -> list[str]:
+        if self.fails:
+            self.fails -= 1
+            raise OSError("a disk")
+        return []
+
+
+class Server:
+    """Both roles of a server, which may be deaf."""
+
+    def __init__(self) -> None:
+        self.deaf = False
+        self.epoch = 0
+
+    async def call(self, method: str, payload: bytes = b"") -> bytes:
+        if method == "apply_ring":
+            if self.deaf:
+                raise PeerLost("a server", delivered=None)
+            self.epoch = decode_plain(payload)["epoch"]
+        return encode_plain([] if method == "hottest" else {"warm": 0, "failed": 0, "late": 0, "in_flight": 0})
+
+
+def _keeper(servers: dict[str, Server], distribution: Distribution) -> RingKeeper:
+    peers = LocalPeers()
+    for name, server in servers.items():
+        peers.known[f"{name}/server"] = peers.known[f"{name}/shard"] = server
+    return RingKeeper(
+        Catalog(),  # type: ignore[arg-type]
+        distribution,  # type: ignore[arg-type]
+        Fleet(peers),
+        epoch=1,
+        changing=asyncio.Lock(),
+        clock=asyncio.get_running_loop().time,
+    )
+
+
+async def _beat(keeper: RingKeeper, name: str, server: Server) -> None:
+    await keeper.heartbeat(encode_plain({"server": name, "weight": 1, "hosts": 1, "epoch": server.epoch}))
+
+
+def test_a_tick_that_fails_is_not_the_last() -> None:
+    async def scenario() -> None:
+        server = Server()
+        keeper = _keeper({"a": server}, Distribution())
+        await keeper.join(encode_plain({"server": "a", "weight": 1}))
+        tick, failures = keeper._membership.tick, [RuntimeError("a bug")]
+
+        def failing(now_s: float) -> Any:
+            if failures:
+                raise failures.pop()
+            return tick(now_s)
+
+        keeper._membership.tick = failing  # type: ignore[method-assign]
+        keeping = asyncio.create_task(keeper.keep())
+        await asyncio.sleep(20.0)
+        assert keeper.serving == []  # it was silent
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await keeper.stop()
+
+    play(scenario())
+
+
+def test_code_that_could_not_be_read_is_tried_again() -> None:
+    async def scenario() -> None:
+        keeper = _keeper({"a": Server()}, Distribution(fails=2))
+        async with asyncio.timeout(60.0):
+            joined = decode_plain(await keeper.join(encode_plain({"server": "a", "weight": 1})))
+        assert joined["state"] == "member"
+        await keeper.stop()
+
+    play(scenario())
+
+
+def test_who_missed_the_ring_twice_is_told_a_third_time() -> None:
+    async def scenario() -> None:
+        servers = {"a": Server(), "b": Server()}
+        keeper = _keeper(servers, Distribution())
+        await keeper.join(encode_plain({"server": "a", "weight": 1}))
+        servers["a"].deaf = True
+        await keeper.join(encode_plain({"server": "b", "weight": 1}))
+        for deaf in (True, True, False):
+            servers["a"].deaf = deaf
+            await _beat(keeper, "a", servers["a"])
+            await asyncio.sleep(1.0)
+        assert servers["a"].epoch == servers["b"].epoch > 0
+        await keeper.stop()
+
+    play(scenario())
