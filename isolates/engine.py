@@ -26,7 +26,7 @@ from isolates.wit import World
 #: Everything that changes compiled code. Part of the fingerprint, so a change makes new artifacts.
 #: ``shape`` is what ``compiler.prepared`` makes of a component: pieces of another shape may lack what this host calls.
 _SETTINGS = {
-    "shape": 1,
+    "shape": 2,
     "opt_level": "speed",
     "epochs": True,
     "threads": False,
