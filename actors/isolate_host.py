@@ -37,7 +37,6 @@ from isolates.conversation import ConversationLost, ResponseHead
 from isolates.isolate import Finished, Isolate, StartFailed
 from isolates.limits import Verdict
 from isolates.outcome import Outcome
-from isolates.watchdog import behind_the_clock
 from tracing.recorder import Recorder
 from tracing.trace import Attr, AttributeValue, Role, SpanEvent, SpanName
 from tracing.wire import encode_spans
@@ -219,7 +218,6 @@ class IsolateHost:
             threading.Thread(target=self._serve_link, args=(link,), name="link", daemon=True).start()
 
     def _serve_link(self, link: LinkSocket) -> None:
-        behind_the_clock()
         try:
             while True:
                 received = link.receive(None)

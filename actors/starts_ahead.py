@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from actors.decision import Start
 from actors.exchange import Request
 from isolates.limits import IsolateLimits
-from isolates.watchdog import behind_the_clock
 
 _log = logging.getLogger("everwarm.host")
 
@@ -85,7 +84,6 @@ class StartsAhead:
             self._changed.notify()
 
     def _work(self) -> None:
-        behind_the_clock()
         while True:
             with self._changed:
                 while not self._queue and not self._stopping:

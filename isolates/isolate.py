@@ -139,7 +139,7 @@ class RunningGuest(Guest):
         return (time.thread_time_ns() - self.cpu_began_ns) / 1e6
 
     def tick(self) -> None:
-        """Called every millisecond of running guest code: limits, the client, and held-back output."""
+        """Called every few milliseconds of running guest code: limits, the client, and held-back output."""
         if self.watchdog is not None:
             # It runs with the GIL held and is longer than was expected of it: let the others have a turn.
             time.sleep(0)

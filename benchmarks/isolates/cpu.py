@@ -13,7 +13,6 @@ from benchmarks.isolates.workbench import NotHere, Workbench, WrongAnswer
 from isolates.isolate import Isolate
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
-from isolates.watchdog import behind_the_clock
 
 _CORES = 2
 _SPINNERS, _CPU_LIMIT_MS = 8, 50.0
@@ -40,7 +39,6 @@ def _together(*works: Callable[[], None]) -> float:
     ready = threading.Barrier(len(works) + 1)
 
     def guarded(work: Callable[[], None]) -> None:
-        behind_the_clock()  # as a host's threads are
         ready.wait(_THREAD_TIMEOUT_S)
         try:
             work()
