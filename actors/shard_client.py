@@ -175,7 +175,8 @@ class ShardClient:
                 offer.abort_at(peer)
             raise
         if isinstance(verdict, Refused):
-            self._warmth.replied(home, verdict.load, _now_s())
+            if verdict.reason is not RefusalReason.AWAY:  # then nobody is there who could tell a load
+                self._warmth.replied(home, verdict.load, _now_s())
             return await self._refused(offer, verdict, request, body)
         self.counts.answered += 1
         journey.on(Event.ANSWERED)

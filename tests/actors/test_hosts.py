@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from complete_servers import Compiled, CompleteServers, Got, HeldBody, Machine, collect, request, upload, wait_until
 
-from actors.exchange import Request
+from actors.exchange import Load, Request
 from actors.link import Answer, Frame
 from actors.view import decode_plain
 from isolates.outcome import Outcome
@@ -225,8 +225,11 @@ def test_a_home_whose_host_crashes_hands_back_what_had_not_started(play: Play) -
         (running,) = await behind(cluster, worker, post(worker))
         queued = asyncio.create_task(cluster[2].ask(post(worker, "/?rounds=1")))
         await until(cluster[1], version, queued=1)
+        warmth, now_s = cluster[2].server._warmth, asyncio.get_running_loop().time()
+        warmth.replied("server-1", Load(nearly_full=True), now_s)
         await crash(cluster[1], version)
         got = await queued
+        assert warmth.board.nearly_full("server-1", now_s), "a home without a host is not one that is idle"
         assert where(got) == (Outcome.OK, "server-2")
         assert got.served is not None
         assert got.served.refused == "away"
