@@ -12,8 +12,9 @@ them *offer* here, and the queue says what is begun:
   and not those of a deploy;
 * what waits for too long is dropped: after its handshake the request itself is there;
 * at most so many are under way, so many begin in a second, and together they use a small share of the cores, measured
-  by what they took. An expensive start is paid off before the next one begins. A hand-over's are not reckoned: they
-  are started either way, now or by the next request while its client waits, and it has bounds of its own.
+  by what they took. An expensive start is paid off before the next one begins. Those of a deploy and a hand-over are
+  not reckoned: they are started either way, now or by the next request while its client waits, and both have bounds of
+  their own.
 
 Whether there is memory for it is the host's to say (``residency``): a prewarm that finds none is over at once.
 """
@@ -41,8 +42,8 @@ class Source(StrEnum):
 
 #: Starts that no request has asked for yet in any way.
 _PRELOADS = frozenset({Source.DEPLOY, Source.HANDOVER})
-#: Starts that are no guess, and are not held back by what guesses may cost.
-_UNRECKONED = frozenset({Source.HANDOVER})
+#: And they are no guess, and are not held back by what guesses may cost.
+_UNRECKONED = _PRELOADS
 
 
 @dataclass(frozen=True, slots=True)
