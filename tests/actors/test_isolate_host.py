@@ -67,6 +67,14 @@ class Asked:
 
         await wait_until(reached, f"{name} is {value}: {self.host.statistics()}")
 
+    async def last_notice(self, notice: str) -> None:
+        """Wait until this is the last that the host said of itself: it counts first, and tells then."""
+
+        async def told() -> bool:
+            return self.notices[-1:] == [notice]
+
+        await wait_until(told, f"{notice} is the last notice: {self.notices}")
+
 
 Make = Callable[..., Asked]
 
@@ -366,7 +374,7 @@ def test_a_version_that_is_dropped_leaves_and_comes_back_cold(make: Make) -> Non
         await there.ask("hello")
         there.host.drop_version("v-hello")
         assert there.host.statistics()["isolates"] == 0
-        assert there.notices[-1] == "cold v-hello"
+        await there.last_notice("cold v-hello")
         got = await there.ask("hello")
         assert got.served is not None
         assert got.served.start_type == "cold"
@@ -429,7 +437,7 @@ def test_an_isolate_that_nobody_uses_is_let_go(make: Make) -> None:
         await there.ask("echo")
         await there.statistic("expired", 1)
         assert there.host.statistics()["warm_versions"] == ["v-echo"]
-        assert there.notices[-1] == "cold v-hello"
+        await there.last_notice("cold v-hello")
 
     play(scenario())
 
@@ -488,7 +496,7 @@ def test_a_home_keeps_its_place_and_a_prewarm_that_was_never_used_is_counted(mak
         there.host.prewarm(there.request("echo"))
         seen = there.host.statistics()
         assert (seen["prewarms_declined"], seen["warm_versions"]) == (1, ["v-hello"])
-        assert there.notices[-1] == "unstarted v-echo"
+        await there.last_notice("unstarted v-echo")
 
     play(scenario())
 
@@ -579,7 +587,7 @@ def test_a_sibling_that_fails_to_start_leaves_the_version_warm(make: Make) -> No
         failed = await there.ask("spin", "/?rounds=1")
         assert failed.ended.outcome is Outcome.EXCEEDED_MEMORY
         living.start = start  # type: ignore[method-assign]
-        assert there.notices[-1] == "warm v-spin"
+        await there.last_notice("warm v-spin")
         spinning.cancel()
 
     play(scenario())
