@@ -145,4 +145,3 @@ def _may_go_first() -> bool:
     trying.start()
     trying.join()
     return allowed == [True]
-
