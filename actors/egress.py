@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actors.connection import Connection, Frame, LinkBroken
 from actors.egress_connect import Connector
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, encode_failed
 from actors.egress_http import ExchangeFailed
@@ -39,7 +40,6 @@ from actors.egress_policy import (
     request_refusal,
     shorter,
 )
-from actors.link import Connection, Frame, LinkBroken
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode

@@ -12,9 +12,9 @@ import select
 import socket
 from pathlib import Path
 
+from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, decode_failed
 from actors.egress_policy import LOOPS_MAX
-from actors.link import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts

@@ -12,8 +12,8 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from actors.connection import HEADER, Frame, FrameReader, LinkBroken, frame
 from actors.exchange import WINDOW_BYTES_MAX, Request, Served
-from actors.link import HEADER, Frame, FrameReader, LinkBroken, frame
 from actors.wire import SERVED
 from isolates.conversation import BodyLost, ConversationLost, FieldItems, RequestHead, ResponseHead
 

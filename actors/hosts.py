@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from actors.connection import Frame, LinkBroken, NobodyListens
 from actors.exchange import Ended, Outcome, Request, Served
 from actors.host_choice import by_preference, may_run_again
-from actors.link import Answer, BodySource, Frame, LinkAnswer, LinkBroken, Links, NobodyListens
+from actors.link import Answer, BodySource, LinkAnswer, Links
 
 _log = logging.getLogger("everwarm.hosts")
 

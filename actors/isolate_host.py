@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from actors.connection import Frame, LinkBroken, frame
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
@@ -26,7 +27,6 @@ from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, Served,
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
-from actors.link import Frame, LinkBroken, frame
 from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
 from actors.past_starts import Cost

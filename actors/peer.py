@@ -10,15 +10,30 @@ first loss fall back without a doubt. The first probe goes out at once, and nobo
 loss that is long over would otherwise be paid for by the next caller, and that may be one who cannot fall back, such as
 a guest that reads its body.
 
+**Directly.** What is on a request's path goes over a line of its own (``call_line.py``) once there is one, and through
+Ray until then. Nobody waits for a line: it is opened on the side, at the first call, and again after it broke, at most
+once a second. A line that breaks is a lost peer like any other, so a machine that is cut off is noticed where its
+requests are, not where Ray looks.
+
 Handles are exchanged once, when two roles first meet, through an *introducer* (the ControlPlane's directory); they
 are kept, since handles looked up by name do not keep an actor alive.
 """
 
 import asyncio
+import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import ray.exceptions
+
+from actors.call_line import CallFailed, CallLine, LineLost, LineOffer, decode_offer
+from actors.connection import FRAME_BYTES_MAX
+
+_log = logging.getLogger("everwarm.peer")
+
+#: The method by which a role tells, through Ray alone, how it is called directly.
+OFFER = "line"
 
 #: How long an absent peer is left alone before it is asked again.
 _PROBE_EVERY_S = 1.0
@@ -26,6 +41,10 @@ _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 5.0
 #: An introduction is one small call. A request may wait for it, and must not wait for an introducer that hangs.
 _INTRODUCTION_S_MAX = 2.0
+#: How long after one attempt to open a line the next may begin.
+_OPEN_EVERY_S = 1.0
+#: What is larger goes through Ray, which puts it into its object store: a frame holds the call's id and method too.
+_DIRECT_BYTES_MAX = FRAME_BYTES_MAX - 1_024
 #: Probes in a row. A peer that is away for longer has left, most likely; the next call begins again.
 _PROBES_MAX = 60
 
@@ -66,8 +85,15 @@ class RayPeer:
     and futures belong to one. Nothing in a role blocks its loop, so a probe is not held up by slow requests.
     """
 
-    def __init__(self, address: str, handle: Any) -> None:
+    def __init__(
+        self, address: str, handle: Any, open_line: Callable[[LineOffer], Awaitable[CallLine]] = CallLine.open
+    ) -> None:
         self.address = address
+        self.counts = {"direct": 0, "through_ray": 0}
+        self._open_line = open_line
+        self._line: CallLine | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._open_again_s = 0.0
         # Task events would tell Ray's head of every request.
         self._remote = handle.call.options(enable_task_events=False).remote
         self._away = False
@@ -77,12 +103,25 @@ class RayPeer:
         if self._away:
             self._begin_probing()
             raise PeerLost(self.address, delivered=False)
+        line = self._line_for(method, payload)
+        if line is None:
+            return await self._through_ray(method, payload)
+        self.counts["direct"] += 1
+        try:
+            return await line.call(method, payload)
+        except LineLost as lost:
+            self._lost()
+            raise PeerLost(self.address, delivered=None if lost.sent else False) from lost
+        except CallFailed as failed:
+            raise PeerFailed(f"{self.address}.{method}: {failed}") from failed
+
+    async def _through_ray(self, method: str, payload: bytes) -> bytes:
+        self.counts["through_ray"] += 1
         try:
             answer: bytes = await self._remote(method, payload)
             return answer
         except ray.exceptions.RayActorError as lost:
-            self._away = True
-            self._begin_probing()
+            self._lost()
             raise PeerLost(self.address, delivered=None) from lost
         except ray.exceptions.RayTaskError as failed:
             raise PeerFailed(f"{self.address}.{method}: {failed.cause}") from failed
@@ -90,6 +129,35 @@ class RayPeer:
             # Something of Ray's on the way: the argument's or the answer's owner, a full store, a raylet. The peer may
             # be well, and the call may have been carried out.
             raise PeerLost(self.address, delivered=None) from broken
+
+    def _line_for(self, method: str, payload: bytes) -> CallLine | None:
+        """The line, if it is open and for this; it is opened on the side if it is not."""
+        line = self._line
+        if line is None or not line.is_open:
+            now_s = asyncio.get_running_loop().time()
+            if now_s >= self._open_again_s and (self._opening is None or self._opening.done()):
+                self._open_again_s = now_s + _OPEN_EVERY_S
+                self._opening = asyncio.create_task(self._open())
+            return None
+        return line if method in line.methods and len(payload) <= _DIRECT_BYTES_MAX else None
+
+    async def _open(self) -> None:
+        try:
+            offer = decode_offer(await self._remote(OFFER, b""))
+            if offer is None:
+                self._open_again_s = math.inf
+            else:
+                self._line = await self._open_line(offer)
+        except (ray.exceptions.RayError, LineLost) as away:
+            _log.info("%s is called through Ray: %s", self.address, away)
+
+    def _lost(self) -> None:
+        self._away = True
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        self._open_again_s = 0.0  # whoever comes back may be another process, with another line
+        self._begin_probing()
 
     def _begin_probing(self) -> None:
         if self._probing is None or self._probing.done():
@@ -130,6 +198,10 @@ class RayPeers:
                 self._met.clear()
             peer = self._met[address] = RayPeer(address, handle)
         return peer
+
+    def statistics(self) -> dict[str, int]:
+        """How many calls went which way."""
+        return {way: sum(peer.counts[way] for peer in self._met.values()) for way in ("direct", "through_ray")}
 
 
 class LocalPeer:

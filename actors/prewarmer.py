@@ -9,8 +9,8 @@ import heapq
 import logging
 from collections.abc import Awaitable, Callable
 
+from actors.connection import Frame, LinkBroken
 from actors.exchange import Request
-from actors.link import Frame, LinkBroken
 from actors.next_use import NextUseTable
 from actors.prewarm import Prewarm, PrewarmLimits, PrewarmQueue, Source
 from actors.wire import REQUEST

@@ -22,6 +22,7 @@ from actors import routing
 from actors.capability import Exports
 from actors.catalog import Deployed
 from actors.code_keeper import CodeKeeper
+from actors.connection import Connection, Frame, LinkBroken
 from actors.exchange import (
     Chunk,
     ColdCause,
@@ -35,7 +36,7 @@ from actors.handover import Handover, first_request
 from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost
-from actors.link import Answer, BodySource, Connection, Frame, LinkBroken, Links, LinkServer, PulledBody, Reply
+from actors.link import Answer, BodySource, Links, LinkServer, PulledBody, Reply
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.prewarm import PrewarmLimits, Source
 from actors.prewarmer import Prewarmer

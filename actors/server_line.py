@@ -8,8 +8,8 @@ import socket
 import threading
 from pathlib import Path
 
+from actors.connection import Frame, LinkBroken, frame
 from actors.host_conversation import LinkSocket
-from actors.link import Frame, LinkBroken, frame
 
 
 class ServerLine:

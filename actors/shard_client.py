@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from actors.capability import Exports, ExportsFull
+from actors.connection import LinkBroken
 from actors.dispatch import Command, Event, Journey
 from actors.exchange import (
     WINDOW_BYTES_MAX,
@@ -27,7 +28,7 @@ from actors.exchange import (
     Request,
     Served,
 )
-from actors.link import Answer, BodySource, LinkBroken
+from actors.link import Answer, BodySource
 from actors.peer import Peer, PeerFailed, PeerLost, Peers
 from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, REQUEST, decode_verdict

@@ -15,6 +15,7 @@ from pathlib import Path
 from actors import admission
 from actors.admission import Admission, AdmissionLimits
 from actors.capability import Exports
+from actors.connection import LinkBroken
 from actors.exchange import (
     Answered,
     Capability,
@@ -29,7 +30,7 @@ from actors.exchange import (
 )
 from actors.host_loads import HostLoads
 from actors.hosts import HostAnswer, Hosts
-from actors.link import LinkBroken, Links, read_window
+from actors.link import Links, read_window
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CAPABILITY, CHUNK, REQUEST, encode_verdict

@@ -10,7 +10,7 @@ counted, and a lease says how many there were when it was given: one that comes 
 from collections.abc import Iterable
 
 from actors.catalog import Deployed
-from actors.link import Connection, Frame, LinkBroken
+from actors.connection import Connection, Frame, LinkBroken
 from actors.view import encode_plain
 
 #: Workers in one frame: 1 MiB holds a name of 63 characters twice for each of them, and a number.

@@ -22,8 +22,9 @@ import ray.exceptions
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.membership import State
-from actors.peer import RayPeers
+from actors.peer import OFFER, RayPeers
 from actors.view import decode_plain, encode_plain
 from everwarm.home import Home
 from everwarm.roles import (
@@ -61,6 +62,8 @@ class RoleProcess:
         self._edge_port = edge_port
         self._directory: dict[str, Any] = {}
         self._started: Started | None = None
+        self._lines: CallLineServer | None = None
+        self._line_offer: LineOffer | None = None
         self._stopping = asyncio.Event()
 
     async def start(self) -> dict[str, object]:
@@ -69,8 +72,13 @@ class RoleProcess:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         home = Home(Path(self._config.home))
         peers = RayPeers(self._introduce)
-        world = World(self._config, self._role.name, self._server, peers, home.sockets(), self._edge_port)
+        world = World(
+            self._config, self._role.name, self._server, peers, home.sockets(), self._edge_port, peers.statistics
+        )
         self._started = await self._role.start(world)
+        if self._started.direct and not _ray_uses_tls():  # what Ray is to encrypt must not go in the clear beside it
+            self._lines = CallLineServer({name: self._started.calls[name] for name in self._started.direct})
+            self._line_offer = await self._lines.start(self._config.line_address)
         # What was imported until now, Ray's modules most of all, is never garbage. Without this a full collection
         # walks it for 40 ms, and charges that to whichever guest runs on the thread that it falls on.
         gc.collect()
@@ -81,6 +89,8 @@ class RoleProcess:
         """Call one of the role's methods."""
         if method == "probe":
             return b""
+        if method == OFFER:
+            return encode_offer(self._line_offer)
         if method == STAY:
             await self._stopping.wait()
             return b""
@@ -92,6 +102,8 @@ class RoleProcess:
         self._stopping.set()
         if self._started is not None:
             await self._started.stop()
+        if self._lines is not None:
+            await self._lines.stop()
 
     # The directory of handles, in the ControlPlane's process.
 
@@ -125,6 +137,11 @@ def _read_environment() -> None:
     driver may have done both for another cluster. Ray itself refreshes them by these calls."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _ray_uses_tls() -> bool:
+    """As Ray itself reads it."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def _stay_on_loopback() -> None:

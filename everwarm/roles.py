@@ -59,6 +59,8 @@ class ClusterConfig:
     egress_allow: tuple[str, ...] = ()
     #: Whether a deploy starts an isolate at the worker's home before it switches.
     preload: bool = True
+    #: Where servers call each other directly (``actors.call_line``). All are on this machine.
+    line_address: str = "127.0.0.1"
     #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
     sharding: bool = True
 
@@ -84,6 +86,8 @@ class Started:
     calls: Calls
     stop: Callable[[], Awaitable[None]]
     info: dict[str, object] = field(default_factory=dict)
+    #: The calls that are on a request's path, or race with one: others make them over a direct line.
+    direct: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class World:
     peers: Peers
     sockets: Path
     edge_port: int
+    #: How many calls to peers went which way.
+    peer_statistics: Callable[[], dict[str, int]] = dict
 
     def host_sockets(self) -> list[Path]:
         """The sockets of this machine's hosts."""
@@ -198,14 +204,18 @@ async def _start_server(world: World) -> Started:
 
     async def statistics(payload: bytes) -> bytes:
         plain = decode_plain(await server.statistics())
-        return encode_plain({**plain, "egress": egress.statistics(), "pid": os.getpid()})
+        return encode_plain(
+            {**plain, "egress": egress.statistics(), "peers": world.peer_statistics(), "pid": os.getpid()}
+        )
 
     async def stop() -> None:
         await heartbeat.stop()
         await server.stop()
         await egress.stop()
 
-    return Started({**server.calls, "begin": begin, "statistics": statistics}, stop)
+    return Started(
+        {**server.calls, "begin": begin, "statistics": statistics}, stop, direct=frozenset({"read_body", "prewarm"})
+    )
 
 
 async def _start_shard(world: World) -> Started:
@@ -224,7 +234,9 @@ async def _start_shard(world: World) -> Started:
     async def stop() -> None:
         """Its requests end with their links."""
 
-    return Started({**shard.calls, "statistics": statistics}, stop)
+    return Started(
+        {**shard.calls, "statistics": statistics}, stop, direct=frozenset({"serve", "read_response", "abort"})
+    )
 
 
 async def _start_ingress(world: World) -> Started:

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from actors.connection import LinkBroken
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
 from actors.hosts import HostAnswer
-from actors.link import Answer, LinkAnswer, LinkBroken, Links, WindowAnswer, read_window
+from actors.link import Answer, LinkAnswer, Links, WindowAnswer, read_window
 from actors.stage import is_error, root_attributes, server_timing
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder

@@ -22,8 +22,9 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
+from actors.connection import Connection, Frame, LinkBroken
 from actors.exchange import Ended, Lease, Outcome, Request, RequestHead
-from actors.link import Connection, Frame, LinkBroken, Links
+from actors.link import Links
 from actors.side_work import SideWork
 from actors.view import decode_plain
 from actors.wire import REQUEST

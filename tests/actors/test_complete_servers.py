@@ -25,8 +25,8 @@ from complete_servers import (
 )
 
 from actors.capability import ExportsFull
+from actors.connection import Frame
 from actors.exchange import WINDOW_BYTES_MAX, Load, Request, Served
-from actors.link import Frame
 from actors.prewarm import Source
 from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED

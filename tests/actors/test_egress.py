@@ -22,6 +22,7 @@ import pytest
 from complete_servers import wait_until
 from http_origin import PIECE_BYTES, Origin, tls
 
+from actors.connection import Frame, frame
 from actors.egress import EgressLimits, EgressServer
 from actors.egress_connect import _is_own
 from actors.egress_http import HttpLimits
@@ -29,7 +30,6 @@ from actors.egress_line import HostEgress, HostOutgoing
 from actors.egress_names import SystemNames
 from actors.egress_origin import OriginLimits
 from actors.egress_policy import LOOP_HEADER, EgressPolicy, parse_rule
-from actors.link import Frame, frame
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, OutgoingHead, OutgoingTimeouts
 

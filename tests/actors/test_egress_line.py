@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, FrameReader, frame
 from actors.egress_frames import ANSWER_HEAD, decode_failed, encode_failed
 from actors.egress_line import HostOutgoing
-from actors.link import FRAME_BYTES_MAX, HEADER, Frame, FrameReader, frame
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from actors.connection import Frame, FrameReader, frame
 from actors.exchange import Request, RequestHead, Served
 from actors.host_conversation import HostConversation, LinkSocket
-from actors.link import Frame, FrameReader, frame
 from isolates.conversation import BodyLost, ConversationLost, ResponseHead
 
 REQUEST = Request("id", "worker", RequestHead("POST", "https", "worker.localhost", "/"), "")

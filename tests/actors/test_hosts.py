@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from complete_servers import Compiled, CompleteServers, Got, HeldBody, Machine, collect, request, upload, wait_until
 
+from actors.connection import Frame
 from actors.exchange import Load, Request
-from actors.link import Answer, Frame
+from actors.link import Answer
 from actors.view import decode_plain
 from isolates.outcome import Outcome
 

@@ -13,21 +13,9 @@ from complete_servers import HeldBody, Pieces, collect, request, upload, wait_un
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.connection import FRAME_BYTES_MAX, HEADER, RECEIVED_BYTES_MAX, Frame, FrameReader, LinkBroken, frame
 from actors.exchange import Ended, Request, Served
-from actors.link import (
-    FRAME_BYTES_MAX,
-    HEADER,
-    RECEIVED_BYTES_MAX,
-    Frame,
-    FrameReader,
-    LinkAnswer,
-    LinkBroken,
-    Links,
-    LinkServer,
-    PulledBody,
-    Reply,
-    frame,
-)
+from actors.link import LinkAnswer, Links, LinkServer, PulledBody, Reply
 from isolates.conversation import BodyLost
 from isolates.outcome import Outcome
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from actors.peer import PeerFailed, PeerLost, RayPeer, RayPeers
+from actors.peer import OFFER, PeerFailed, PeerLost, RayPeer, RayPeers
 from tests.simulation.virtual_loop import VirtualLoop
 
 
@@ -18,15 +18,19 @@ class FlakyHandle:
         self.call = self
         self.away = False
         self.calls: list[str] = []
+        self.offer = b""  # it offers no line
 
     def options(self, **_: Any) -> "FlakyHandle":
         return self
 
     async def remote(self, method: str, payload: bytes) -> bytes:
-        self.calls.append(method)
+        if method != OFFER:
+            self.calls.append(method)
         await asyncio.sleep(0.001)
         if self.away:
             raise ray.exceptions.RayActorError
+        if method == OFFER:
+            return self.offer
         if method == "broken":
             raise ray.exceptions.RayTaskError(method, "its traceback", KeyError("a bug"))
         return payload

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from actors.connection import Frame, LinkBroken
 from actors.exchange import Request, RequestHead
-from actors.link import Frame, LinkBroken
 from actors.prewarm import PrewarmLimits, Source
 from actors.prewarmer import Prewarmer
 

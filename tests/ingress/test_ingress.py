@@ -5,8 +5,9 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from actors.connection import Frame, LinkBroken
 from actors.exchange import Lease
-from actors.link import Frame, LinkBroken, Links
+from actors.link import Links
 from actors.subscribers import Subscribers
 from ingress.authority import LocalAuthority
 from ingress.ingress import Ingress

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from actors.connection import Frame, FrameReader, frame
 from actors.exchange import Request, Served
 from actors.host_conversation import HostConversation, LinkSocket
-from actors.link import Frame, FrameReader, frame
 from isolates.conversation import FieldItems, RequestHead, ResponseHead
 from isolates.egress import ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts
 from isolates.isolate import Finished, Isolate

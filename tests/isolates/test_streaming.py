@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pytest
 from wasmtime import wat2wasm
 
+from actors.connection import Frame, FrameReader
 from actors.exchange import Request, Served
 from actors.host_conversation import HostConversation, LinkSocket
-from actors.link import Frame, FrameReader
 from isolates.artifact import ArtifactStore, Compiled, Mapped
 from isolates.brevity import Brevity
 from isolates.compiler import compile_and_start

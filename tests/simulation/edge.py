@@ -10,9 +10,10 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
+from actors.connection import Connection, Frame, LinkBroken
 from actors.exchange import Lease, Outcome, Request, RequestHead
 from actors.hosts import HostAnswer
-from actors.link import Connection, Frame, LinkAnswer, LinkBroken, Links, WindowAnswer
+from actors.link import LinkAnswer, Links, WindowAnswer
 from actors.view import decode_plain
 from actors.wire import REQUEST
 from isolates.conversation import BodyLost

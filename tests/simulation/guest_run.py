@@ -7,8 +7,8 @@ that leaves is noticed by whoever computes, waits or reads for it.
 import asyncio
 from typing import TYPE_CHECKING
 
+from actors.connection import Connection, Frame, LinkBroken, frame
 from actors.exchange import WINDOW_BYTES_MAX, Request, Served, StartType
-from actors.link import Connection, Frame, LinkBroken, frame
 from actors.wire import SERVED
 from isolates.outcome import Outcome
 from tests.simulation.guest import Reading, download_of, first_line, upload_of

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from actors.connection import Connection, Frame, LinkBroken, frame
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, StartType
 from actors.host_choice import says_started
 from actors.host_gauge import Filled, HostGauge
-from actors.link import Connection, Frame, LinkBroken, frame
 from actors.residency import Residency, ResidencyLimits
 from actors.wire import ENDED, HEAT, REQUEST
 from isolates.outcome import Outcome

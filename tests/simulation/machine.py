@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from actors.admission import AdmissionLimits
-from actors.link import Connection, Frame, Links
+from actors.connection import Connection, Frame
+from actors.link import Links
 from actors.peer import RayPeers
 from actors.server import Server
 from actors.shard_server import ShardServer
