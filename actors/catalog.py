@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from actors.bindings import NOTHING_BOUND, Bindings
 from actors.worker import (
     AUTHOR_CHARS_MAX,
     CORDON_DEFAULT,
@@ -35,8 +36,8 @@ from actors.worker import (
     Reuse,
     Version,
     make_version_id,
-    worker_name,
 )
+from actors.worker_names import worker_name
 
 _SCHEMA_VERSION: Final = 1  # kept in SQLite's user_version
 _APPLICATION_ID: Final = 0x65766572  # "ever": tells `file` and us whose database this is
@@ -192,6 +193,7 @@ class Catalog:
         at_ms: int,
         reuse: Reuse = REUSE_DEFAULT,
         cordon: str = CORDON_DEFAULT,
+        bindings: Bindings = NOTHING_BOUND,
     ) -> Version:
         """Writes down an upload and makes its version. Nothing runs yet: that is `deploy`.
 
@@ -212,6 +214,7 @@ class Catalog:
                 author=author,
                 reuse=reuse,
                 cordon=cordon,
+                bindings=bindings,
             )
             detail = {"version": version.to_plain(), "component_bytes": component_bytes}
             self._append(seq, ChangeKind.UPLOAD, worker, at_ms, author, detail)
@@ -224,7 +227,8 @@ class Catalog:
     def deploy(self, deployment: Deployment, author: str, at_ms: int) -> int:
         """Makes `deployment` the worker's, and returns its sequence number. A rollback is a deploy of older versions.
 
-        Raises CatalogError when a version was never uploaded for this worker, or when too many workers are deployed.
+        Raises CatalogError when a version was never uploaded for this worker, when too many workers are deployed, or
+        when a route is another worker's: a host is never taken over silently.
         """
         worker = deployment.worker
         with _transaction(self._database):
@@ -236,6 +240,7 @@ class Catalog:
                 (count,) = self._database.execute("SELECT count(*) FROM deployed").fetchone()
                 if count >= self._limits.workers_max:
                     raise CatalogError(f"{count} workers are deployed, the most this cluster takes")
+            self.check_routes(deployment)
             seq = self._next_seq()
             plain = deployment.to_plain()
             self._append(seq, ChangeKind.DEPLOY, worker, at_ms, author, {"deployment": plain})
@@ -245,6 +250,17 @@ class Catalog:
                 (worker, seq, _dumped(plain)),
             )
         return seq
+
+    def check_routes(self, deployment: Deployment) -> None:
+        """Raises CatalogError when a route of `deployment` is another worker's."""
+        for route in deployment.routes:
+            if self._is_routed(route, deployment.worker):
+                # It does not say whose it is: one tenant's names are no other tenant's business.
+                raise CatalogError(f"routes: {route} leads to another worker")
+
+    def missing(self, workers: Iterable[str]) -> list[str]:
+        """Those of `workers` that are not deployed, in their order."""
+        return [worker for worker in workers if self.find(worker) is None]
 
     def remove(self, worker: str, author: str, at_ms: int) -> int | None:
         """Ends the worker's deployment; its versions and history stay. None when nothing was deployed."""
@@ -324,6 +340,15 @@ class Catalog:
             "INSERT INTO change (seq, kind, worker, at_ms, author, detail) VALUES (?, ?, ?, ?, ?, ?)",
             (seq, kind.value, worker, at_ms, author, _dumped(detail)),
         )
+
+    def _is_routed(self, route: str, except_to: str) -> bool:
+        """Whether a route is another worker's. Reads all that is deployed: a deploy with routes has that time."""
+        row = self._database.execute(
+            "SELECT 1 FROM deployed, json_each(deployed.detail, '$.routes') AS route"
+            " WHERE route.value = ? AND deployed.worker <> ? LIMIT 1",
+            (route, except_to),
+        ).fetchone()
+        return row is not None
 
     def _deployed(self, seq: int, detail: str) -> Deployed:
         deployment = Deployment.from_plain(json.loads(detail))

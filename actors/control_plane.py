@@ -77,6 +77,7 @@ class ControlPlane:
             "snapshot": self.snapshot,
             "list": self.snapshot,
             "history": self.history,
+            "describe": self.describe,
         }
 
     async def keep(self) -> None:
@@ -93,6 +94,15 @@ class ControlPlane:
                 "more": len(page) == _PAGE,
             }
         )
+
+    async def describe(self, payload: bytes) -> bytes:
+        """What is deployed of one worker: ``{"deployed": …, "missing": [worker, …]}``, the workers that its versions
+        are bound to and that are not there. ``{"deployed": None}`` when it is not deployed."""
+        deployed = self._catalog.find(str(decode_plain(payload)["name"]))
+        if deployed is None:
+            return encode_plain({"deployed": None})
+        bound = dict.fromkeys(worker for version in deployed.versions for worker in version.bindings.workers())
+        return encode_plain({"deployed": deployed_to_plain(deployed), "missing": self._catalog.missing(bound)})
 
     async def history(self, payload: bytes) -> bytes:
         """The latest uploads and deploys of one worker, newest first."""

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from actors.bindings import NOTHING_BOUND, Bindings
 from actors.catalog import Catalog, CatalogError
 from actors.deployer import Deployer
 from actors.distribution import Distribution
 from actors.fleet import Fleet
 from actors.peer import Calls, PeerFailed, PeerLost
+from actors.plain import checked_list
 from actors.ring import worker_key
 from actors.view import decode_plain, deployed_to_plain, encode_plain
-from actors.worker import CORDON_DEFAULT, Deployment, Limits, Plan, Reuse, Version, cordon_name, worker_name
+from actors.worker import CORDON_DEFAULT, ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version
+from actors.worker_names import cordon_name, worker_name
 from isolates.acceptance import Rejected
 
 _log = logging.getLogger("everwarm.deploys")
@@ -85,8 +88,8 @@ class Deploys:
         }
 
     async def deploy(self, payload: bytes) -> bytes:
-        """Begin a deploy: ``{name, plan, limits, component, author}`` and, if it has them, ``reuse`` and ``cordon`` ->
-        ``{"job": id}``. Ask ``deploy_progress``.
+        """Begin a deploy: ``{name, plan, limits, component, author}`` and, if it has them, ``reuse``, ``cordon``,
+        ``bindings`` and ``routes`` -> ``{"job": id}``. Ask ``deploy_progress``.
         """
         plain = decode_plain(payload)
         job_id = secrets.token_hex(8)
@@ -142,6 +145,10 @@ class Deploys:
         assert isinstance(wanted, dict)
         reuse = Reuse.from_manifest(wanted)
         cordon = self._cordon(plain.get("cordon"))
+        bindings = Bindings.from_plain(plain["bindings"]) if "bindings" in plain else NOTHING_BOUND
+        routes = tuple(str(route) for route in checked_list(plain.get("routes", []), "routes", ROUTES_MAX))
+        # What is wrong with a route is said before anything is compiled.
+        self._catalog.check_routes(Deployment.whole(name, "0" * 16, routes))
         compiled = await self._deployer.store(component, limits, job.enter)
         if isinstance(compiled, Rejected):
             job.error = asdict(compiled)
@@ -152,8 +159,9 @@ class Deploys:
         late = await self._distribution.distribute(servers, compiled)
         async with self._changing:
             version = self._catalog.record_upload(
-                name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse, cordon
-            )
+                name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse, cordon,
+                bindings,
+            )  # fmt: skip
             await self._publish_change(self._catalog.seq(), name)
         if self._preload:
             job.enter("warming")
@@ -161,7 +169,7 @@ class Deploys:
         job.enter("switching")
         async with self._changing:
             late += await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
-            seq = self._catalog.deploy(Deployment.whole(name, version.version_id), author, self._now_ms())
+            seq = self._catalog.deploy(Deployment.whole(name, version.version_id, routes), author, self._now_ms())
             await self._publish_change(seq, name)
         job.result = {
             "worker": name,
@@ -174,6 +182,8 @@ class Deploys:
             "servers": servers,
             "late": late,
             "plan": plan.value,
+            # It is allowed: whoever is bound to each other has to be deployed one after the other.
+            "missing": self._catalog.missing(bindings.workers()),
         }
 
     async def _start_at_home(self, version: Version) -> None:

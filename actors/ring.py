@@ -29,7 +29,7 @@ from typing import Final
 
 from uhashring import HashRing
 
-from actors.worker import is_worker_name
+from actors.worker_names import is_worker, is_worker_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,13 @@ _LIMITS: Final = RingLimits()
 def worker_key(cordon: str, worker_name: str) -> str:
     """The ring key of a worker: the cordon first, so that one name in two cordons has two independent homes.
 
-    A worker's name holds no slash, so no two pairs give one key. The version is left out on purpose: a deploy keeps
-    its home. Raises ValueError when `worker_name` is not a worker's name.
+    A cordon's name holds no slash, so no two pairs give one key. The version is left out on purpose: a deploy keeps
+    its home. Raises ValueError when `cordon` is not a cordon's name or `worker_name` not a worker's.
     """
-    if not is_worker_name(worker_name):
-        raise ValueError("worker_name: must match [a-z][a-z0-9-]{0,62}")
+    if not is_worker_name(cordon):
+        raise ValueError("cordon: must be a name without a slash")
+    if not is_worker(worker_name):
+        raise ValueError("worker_name: must be a worker's name, or NAMESPACE/USER")
     return f"{cordon}/{worker_name}"
 
 

@@ -16,22 +16,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b, sha256
-from typing import Final, NewType
+from typing import Final
 
-WorkerName = NewType("WorkerName", str)
+from actors.bindings import NOTHING_BOUND, Bindings
+from actors.plain import checked_fields, checked_list
+from actors.worker_names import cordon_name, namespace_of, worker_name
 
-PLAIN_SCHEMA: Final = 3
+PLAIN_SCHEMA: Final = 4
 """Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning.
 
-What is kept from schema 1 on is still read: 2 added a version's `reuse` and 3 its `cordon`, which are then the default
-ones.
+What is kept from schema 1 on is still read: 2 added a version's `reuse`, 3 its `cordon`, and 4 its `bindings` and a
+deployment's `routes`, which are then the default ones.
 """
 
 CORDON_DEFAULT: Final = "default"
 """The group of workers of one trust that a worker is in whose deploy names no other."""
 
-_WORKER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")  # one DNS label: `<worker>.localhost` must be a host name
 _VERSION_ID: Final = re.compile(r"[0-9a-f]{16}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -39,25 +41,14 @@ _MIB: Final = 1024 * 1024
 AUTHOR_CHARS_MAX: Final = 256  # an e-mail address has at most 254
 REUSE_REQUESTS_MAX: Final = 1_000_000  # beyond it, nobody could tell the wish from having none
 REUSE_IDLE_S_MAX: Final = 86_400  # a day; whoever wants longer says nothing, and is kept until memory is short
+ROUTES_MAX: Final = 64  # of one worker; each is an entry of every ingress's table
+_HOST_CHARS_MAX: Final = 253  # RFC 1035, without the root's dot
+_HOST_LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+ROUTE: Final = rf"(?!.*\.(?:internal|localhost)$)(?!.*\.[0-9]+$)(?:\*\.)?{_HOST_LABEL}(?:\.{_HOST_LABEL})+"
+"""A host name with a dot in it, in lower case, or `*.` and one; no address, and none of the names that mean something
+else here: `.internal` is for bindings, `.localhost` gives each worker its own."""
+_ROUTE: Final = re.compile(ROUTE)
 _CHOICE_BUCKETS: Final = 10_000  # percentages are whole; 100 buckets each keep the hash's rounding under 0.01 %
-
-
-def is_worker_name(text: str) -> bool:
-    """True when `text` is a lower-case DNS label that starts with a letter, 1 to 63 characters."""
-    return _WORKER_NAME.fullmatch(text) is not None
-
-
-def cordon_name(text: str) -> str:
-    """`text` as the name of a cordon, a group of workers of one trust: spelled like a worker's. Raises ValueError."""
-    _check_text("cordon", text, _WORKER_NAME)
-    return text
-
-
-def worker_name(text: str) -> WorkerName:
-    """`text` as a worker's name. Raises ValueError when it is none."""
-    if not is_worker_name(text):
-        raise ValueError("worker: must match [a-z][a-z0-9-]{0,62}")
-    return WorkerName(text)
 
 
 class Plan(StrEnum):
@@ -148,10 +139,17 @@ class Limits:
     @classmethod
     def from_plain(cls, plain: object) -> Limits:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        return cls(**_checked(plain, "limits", _LIMIT_NAMES))  # type: ignore[arg-type]  # __post_init__ checks types
+        values = checked_fields(plain, "limits", _LIMIT_NAMES, schema=PLAIN_SCHEMA)
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks types
 
 
 _LIMIT_NAMES: Final = tuple(field.name for field in fields(Limits))
+
+
+@lru_cache(maxsize=1_024)  # limits come from two plans, few manifests and fewer callers, and each request needs them
+def plain_limits(limits: Limits) -> dict[str, int | None]:
+    """Limits as plain numbers by name: what a request carries. Not to be changed."""
+    return {name: getattr(limits, name) for name in _LIMIT_NAMES}
 
 
 def _hard_over(soft_bytes: int) -> int:
@@ -247,7 +245,7 @@ class Reuse:
     @classmethod
     def from_plain(cls, plain: object) -> Reuse:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        return cls(**_checked(plain, "reuse", _REUSE_NAMES, schema=False))  # type: ignore[arg-type]  # checked there
+        return cls(**checked_fields(plain, "reuse", _REUSE_NAMES))  # type: ignore[arg-type]  # checked there
 
 
 REUSE_DEFAULT: Final = Reuse()
@@ -266,7 +264,10 @@ def make_version_id(worker: str, component_digest: str, upload_seq: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One upload: code, limits and reuse that never change. `created_at_ms` is Unix time."""
+    """One upload: code, limits, reuse and bindings that never change. `created_at_ms` is Unix time.
+
+    `worker` is a name, or `NAMESPACE/USER` (`actors.worker_names`).
+    """
 
     worker: str
     version_id: str
@@ -277,10 +278,11 @@ class Version:
     author: str
     reuse: Reuse = REUSE_DEFAULT
     cordon: str = CORDON_DEFAULT  # versions of different cordons never share a host process
+    bindings: Bindings = NOTHING_BOUND
 
     def __post_init__(self) -> None:
-        _check_text("worker", self.worker, _WORKER_NAME)
-        _check_text("cordon", self.cordon, _WORKER_NAME)
+        _check_worker(self.worker)
+        cordon_name(self.cordon)
         _check_text("version_id", self.version_id, _VERSION_ID)
         _check_text("component_digest", self.component_digest, _DIGEST)
         if not isinstance(self.limits, Limits):
@@ -293,6 +295,18 @@ class Version:
             raise ValueError(f"author: must be a string of at most {AUTHOR_CHARS_MAX} characters")
         if not isinstance(self.reuse, Reuse):
             raise ValueError("reuse: must be Reuse")
+        if not isinstance(self.bindings, Bindings):
+            raise ValueError("bindings: must be Bindings")
+
+    @property
+    def namespace(self) -> str:
+        """The dispatch namespace that its worker is in; "" for none."""
+        return namespace_of(self.worker)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is the platform's own. A user's worker in a namespace is not, whatever its manifest says."""
+        return not self.namespace
 
     def to_plain(self) -> dict[str, object]:
         return {
@@ -306,13 +320,15 @@ class Version:
             "author": self.author,
             "reuse": self.reuse.to_plain(),
             "cordon": self.cordon,
+            "bindings": self.bindings.to_plain(),
         }
 
     @classmethod
     def from_plain(cls, plain: object) -> Version:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        values = _checked(plain, "version", _VERSION_NAMES, since=_VERSION_SINCE)
+        values = checked_fields(plain, "version", _VERSION_NAMES, schema=PLAIN_SCHEMA, since=_VERSION_SINCE)
         values["reuse"] = Reuse.from_plain(values["reuse"])
+        values["bindings"] = Bindings.from_plain(values["bindings"])
         values["limits"] = Limits.from_plain(values["limits"])
         if values["plan"] not in _PLANS:
             raise ValueError("plan: must be one of " + ", ".join(_PLANS))
@@ -324,6 +340,7 @@ _VERSION_NAMES: Final = tuple(field.name for field in fields(Version))
 _VERSION_SINCE: Final[Mapping[int, Mapping[str, object]]] = {
     2: {"reuse": REUSE_DEFAULT.to_plain()},
     3: {"cordon": CORDON_DEFAULT},
+    4: {"bindings": NOTHING_BOUND.to_plain()},
 }
 _PLANS: Final = tuple(plan.value for plan in Plan)
 
@@ -347,13 +364,24 @@ class Deployment:
 
     Two at most, because more can not be compared by eye in a dashboard, and a third one means that an earlier rollout
     was never finished.
+
+    `routes` are the host names, exact or `*.` and a name, that lead to the worker beside its own. They are the
+    deployment's and not a version's: a request's host finds the worker, and only then is a version chosen.
     """
 
     worker: str
     shares: tuple[Share, ...]
+    routes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_text("worker", self.worker, _WORKER_NAME)
+        _check_worker(self.worker)
+        if not isinstance(self.routes, tuple) or len(self.routes) > ROUTES_MAX:
+            raise ValueError(f"routes: must be a tuple of at most {ROUTES_MAX}")
+        for route in self.routes:
+            if not isinstance(route, str) or not is_route(route):
+                raise ValueError("routes: must be host names, exact or *. and a name, and none of the platform's own")
+        if len(set(self.routes)) != len(self.routes):
+            raise ValueError("routes: must differ from each other")
         if not isinstance(self.shares, tuple) or not all(isinstance(share, Share) for share in self.shares):
             raise ValueError("shares: must be a tuple of Share")
         if len(self.shares) not in (1, 2):
@@ -364,9 +392,9 @@ class Deployment:
             raise ValueError("shares: the versions must differ")
 
     @classmethod
-    def whole(cls, worker: str, version_id: str) -> Deployment:
+    def whole(cls, worker: str, version_id: str, routes: tuple[str, ...] = ()) -> Deployment:
         """All requests to one version."""
-        return cls(worker, (Share(version_id, 100),))
+        return cls(worker, (Share(version_id, 100),), routes)
 
     @property
     def version_ids(self) -> tuple[str, ...]:
@@ -387,16 +415,19 @@ class Deployment:
 
     def to_plain(self) -> dict[str, object]:
         shares = [{"version_id": share.version_id, "percent": share.percent} for share in self.shares]
-        return {"schema": PLAIN_SCHEMA, "worker": self.worker, "shares": shares}
+        return {"schema": PLAIN_SCHEMA, "worker": self.worker, "shares": shares, "routes": list(self.routes)}
 
     @classmethod
     def from_plain(cls, plain: object) -> Deployment:
         """Reads what `to_plain` wrote. Raises ValueError naming the field that is wrong."""
-        values = _checked(plain, "deployment", ("worker", "shares"))
+        values = checked_fields(
+            plain, "deployment", ("worker", "shares", "routes"), schema=PLAIN_SCHEMA, since={4: {"routes": []}}
+        )
+        values["routes"] = tuple(checked_list(values["routes"], "routes", ROUTES_MAX))
         listed = values["shares"]
         if not isinstance(listed, list) or len(listed) > 2:
             raise ValueError("shares: must be a list of one or two")
-        shares = [_checked(share, "shares", ("version_id", "percent"), schema=False) for share in listed]
+        shares = [checked_fields(share, "shares", ("version_id", "percent")) for share in listed]
         values["shares"] = tuple(Share(**share) for share in shares)  # type: ignore[arg-type]  # checked there
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks types
 
@@ -406,32 +437,10 @@ def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
         raise ValueError(f"{name}: must match {pattern.pattern}")
 
 
-def _checked(
-    plain: object,
-    what: str,
-    names: tuple[str, ...],
-    schema: bool = True,
-    since: Mapping[int, Mapping[str, object]] | None = None,
-) -> dict[str, object]:
-    """`plain` as a new dict with exactly `names` in it, its schema number checked and taken off.
+def _check_worker(value: object) -> None:
+    worker_name(value if isinstance(value, str) else "")
 
-    `since`: by schema number what those before it did not have, with what that meant.
-    """
-    if not isinstance(plain, dict):
-        raise ValueError(f"{what}: must be a dict")
-    values: dict[str, object] = dict(plain)
-    if schema:
-        number = values.pop("schema", None)
-        if type(number) is not int or not 1 <= number <= PLAIN_SCHEMA:
-            raise ValueError(f"schema: {what} has {number!r}, this program reads 1 to {PLAIN_SCHEMA}")
-        later = {name: meant for n, added in (since or {}).items() if number < n for name, meant in added.items()}
-        for given in values.keys() & later.keys():
-            raise ValueError(f"{given!r}: unknown in a {what} of schema {number}")
-        values |= later
-    for name in names:
-        if name not in values:
-            raise ValueError(f"{name}: missing from {what}")
-    for given in values:
-        if given not in names:
-            raise ValueError(f"{str(given)[:64]!r}: unknown in {what}")
-    return values
+
+def is_route(text: str) -> bool:
+    """Whether a manifest may claim this host name: it is one, in its one spelling, and not the platform's own."""
+    return len(text) <= _HOST_CHARS_MAX and _ROUTE.fullmatch(text) is not None

@@ -1,11 +1,12 @@
-"""Commands about workers: build, deploy, remove, list."""
+"""Commands about workers: build, deploy, remove, list, describe, manifest."""
 
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,29 +54,36 @@ def build(directory: Path, output: Path | None, as_json: bool) -> None:
 @click.option("--name", help="The worker's name. Default: of everwarm.toml, or of the file.")
 @click.option("--plan", type=click.Choice(["free", "paid"]), help="Default: of everwarm.toml, or free.")
 @click.option("--cordon", default="default", show_default=True, help="Its group of workers of one trust.")
+@click.option("--namespace", default="", help="The dispatch namespace whose user it is. Default: of everwarm.toml.")
 @click.option("--prebuilt", is_flag=True, help="Of a folder, deploy the worker.wasm in it as it is.")
 @JSON
-def deploy(source: Path, name: str | None, plan: str | None, cordon: str, prebuilt: bool, as_json: bool) -> None:
+def deploy(
+    source: Path, name: str | None, plan: str | None, cordon: str, namespace: str, prebuilt: bool, as_json: bool
+) -> None:
     """Deploy SOURCE: a component file, or a worker's folder, which is built first (from the cache if it can be).
 
-    Name, plan, limits and reuse are those of the folder's everwarm.toml, if there is one.
+    Name, plan, limits, reuse, bindings and routes are those of the folder's everwarm.toml, if there is one.
     """
+    from actors.bindings import NOTHING_BOUND
     from everwarm.build import BuildError, ManifestError
     from everwarm.build import build as make
     from everwarm.build.manifest import MANIFEST_FILE, read_manifest
     from everwarm.client import DeployFailed, EverwarmError
-    from everwarm.examples import COMPONENT_FILE, limits_of, reuse_of
+    from everwarm.examples import COMPONENT_FILE, reuse_of
 
     limits: dict[str, int] = {}
     reuse: dict[str, int] = {}
+    bindings = NOTHING_BOUND
+    routes: tuple[str, ...] = ()
     component = source
     # A component that lies where `build` puts it belongs to the manifest beside it.
     folder = source if source.is_dir() else source.parent if source.name == COMPONENT_FILE else None
     try:
         if folder is not None and (source.is_dir() or (folder / MANIFEST_FILE).exists()):
-            manifest = read_manifest(folder)
-            name, plan = name or manifest.name, plan or manifest.plan.value
-            limits, reuse = limits_of(manifest), reuse_of(manifest)
+            said = read_manifest(folder)
+            name, plan, namespace = name or said.name, plan or said.plan.value, namespace or said.namespace
+            limits, reuse = said.limits.of_version(), reuse_of(said)
+            bindings, routes = said.bindings, said.routes
             component = folder / COMPONENT_FILE
             if source.is_dir() and not prebuilt:
                 home = open_home()
@@ -96,6 +104,9 @@ def deploy(source: Path, name: str | None, plan: str | None, cordon: str, prebui
                 limits=limits,
                 reuse=reuse,
                 cordon=cordon,
+                bindings=bindings,
+                routes=routes,
+                namespace=namespace,
                 progress=_phases(quiet=as_json),
             )
         except DeployFailed as refused:
@@ -118,6 +129,7 @@ def deploy(source: Path, name: str | None, plan: str | None, cordon: str, prebui
                     "startup_cpu_ms": done.startup_cpu_ms,
                     "servers": done.servers,
                     "late": done.late,
+                    "missing": done.missing,
                     "phases": done.phases,
                 }
             )
@@ -130,7 +142,14 @@ def deploy(source: Path, name: str | None, plan: str | None, cordon: str, prebui
     )
     if done.late:
         click.echo(f"not reached yet: {', '.join(done.late)}")
-    click.echo(f"https://{done.worker}.localhost:{min(ports.values())}/")
+    if done.missing:
+        click.echo(f"bound to workers that are not deployed yet: {', '.join(done.missing)}")
+    if routes:
+        click.echo(f"routes are kept with the deployment and not served yet: {', '.join(routes)}")
+    if namespace:
+        click.echo(f"It has no host name: workers with a dispatch binding to {namespace} call it.")
+    else:
+        click.echo(f"https://{done.worker}.localhost:{min(ports.values())}/")
 
 
 def _phases(*, quiet: bool) -> Callable[[str, float], None]:
@@ -184,4 +203,74 @@ def list_workers(as_json: bool) -> None:
             )
 
 
-COMMANDS: tuple[click.Command, ...] = (build, deploy, remove, list_workers)
+@click.command()
+@click.argument("name")
+@JSON
+def describe(name: str, as_json: bool) -> None:
+    """What is deployed of worker NAME (or NAMESPACE/USER): its versions, their limits and what they are bound to."""
+    with connected() as client:
+        found = client.describe(name)
+    if found is None:
+        fail(f"There is no worker {name}. See: everwarm list")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    deployment = found["deployed"]["deployment"]
+    percent = {share["version_id"]: share["percent"] for share in deployment["shares"]}
+    for version in found["deployed"]["versions"]:
+        click.echo(f"{version['worker']}  version {version['version_id']}, {percent[version['version_id']]} %")
+        for label, text in _described(version):
+            click.echo(f"  {label:<10}{text}")
+    for route in deployment["routes"]:
+        click.echo(f"  {'route':<10}{route} (not served yet)")
+    if found["missing"]:
+        click.echo(f"  {'missing':<10}{', '.join(found['missing'])}: not deployed")
+
+
+def _described(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A version's lines: what it is, and what it is bound to. The values of variables are for ``--json``."""
+    bound = version["bindings"]
+    yield "deployed", f"{when(version['created_at_ms'])} by {version['author']}"
+    yield "plan", f"{version['plan']}, {version['limits']['cpu_ms']} ms of CPU, cordon {version['cordon']}"
+    for entry in bound["services"]:
+        yield "service", f"http://{entry['name']}.binding.internal/ -> {entry['worker']}"
+    for entry in bound["dispatch"]:
+        yield "dispatch", f"http://USER.{entry['name']}.dispatch.internal/ -> {entry['namespace']}/USER"
+    for entry in bound["kv"]:
+        yield "kv", f"{entry['name']} -> {entry['store']}"
+    if bound["outbound"]:
+        parameters = ", ".join(bound["outbound"]["parameters"]) or "none"
+        yield "outbound", f"{bound['outbound']['worker']}, parameters: {parameters}"
+    if bound["tail"]:
+        yield "tail", ", ".join(bound["tail"]["workers"])
+    for label, names in (("vars", bound["vars"]), ("secrets", bound["secrets"])):
+        if names:
+            yield label, ", ".join(names)
+
+
+@click.group()
+def manifest() -> None:
+    """What a worker's everwarm.toml may hold."""
+
+
+@manifest.command("schema")
+def manifest_schema_command() -> None:
+    """Print the JSON schema of everwarm.toml, for editors."""
+    from everwarm.build.manifest_keys import manifest_schema
+
+    click.echo(json.dumps(manifest_schema(), indent=2))
+
+
+@manifest.command("check")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def manifest_check(directory: Path) -> None:
+    """Read the everwarm.toml in DIRECTORY, and say what is wrong with it or nothing."""
+    from everwarm.build.manifest import ManifestError, read_manifest
+
+    try:
+        read_manifest(directory)
+    except ManifestError as wrong:
+        fail(wrong)
+
+
+COMMANDS: tuple[click.Command, ...] = (build, deploy, remove, list_workers, describe, manifest)

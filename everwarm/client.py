@@ -15,12 +15,13 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from actors.bindings import NOTHING_BOUND, Bindings
 from actors.exchange import WINDOW_BYTES_MAX, Chunk, Ended, Outcome, Request, RequestHead, Served, status_of
 from actors.peer import Peer, PeerFailed, PeerLost, RayPeers
 from actors.view import decode_plain, encode_plain
@@ -90,6 +91,7 @@ class Deployment:
     servers: list[str]
     late: list[str]
     plan: str
+    missing: list[str] = field(default_factory=list)  # workers that it is bound to, and that are not deployed
     phases: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -148,11 +150,17 @@ class AsyncClient:
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
         cordon: str = "default",
+        bindings: Bindings = NOTHING_BOUND,
+        routes: Sequence[str] = (),
+        namespace: str = "",
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """Deploy ``component`` as worker ``name``. ``progress`` hears the phase and the seconds in it.
 
         ``cordon`` names the group of workers of one trust that it belongs to; groups never share a host process.
+        ``bindings`` is what it may call and open; workers in them may be deployed later (``Deployment.missing``).
+        ``routes`` are host names that lead to it beside its own. With a ``namespace`` it is the worker of the user
+        ``name`` in that dispatch namespace, ``NAMESPACE/NAME``: it has no host name, and is called by a dispatcher.
 
         ``reuse`` may have ``max_requests`` and ``idle_s``: after how many requests, and after how many seconds without
         any, an isolate is let go. ``DeployFailed`` says what is wrong with the component or its limits; then nothing
@@ -160,11 +168,13 @@ class AsyncClient:
         """
         data = component if isinstance(component, bytes) else await asyncio.to_thread(component.read_bytes)
         order = {
-            "name": name,
+            "name": f"{namespace}/{name}" if namespace else name,
             "plan": plan,
             "limits": dict(limits or {}),
             "reuse": dict(reuse or {}),
             "cordon": cordon,
+            "bindings": bindings.to_plain(),
+            "routes": list(routes),
             "component": data,
             "author": _author(),
         }
@@ -198,6 +208,12 @@ class AsyncClient:
             if not page["more"]:
                 return found
 
+    async def describe(self, name: str) -> dict[str, Any] | None:
+        """What is deployed of one worker: ``deployed`` as in ``workers``, and ``missing``, the workers that it is
+        bound to and that are not deployed. None when it is not deployed itself."""
+        found: dict[str, Any] = decode_plain(await self._control("describe", encode_plain({"name": name})))
+        return None if found["deployed"] is None else found
+
     async def history(self, name: str) -> list[dict[str, Any]]:
         """The latest uploads and deploys of a worker, newest first."""
         changes: list[dict[str, Any]] = decode_plain(await self._control("history", encode_plain({"name": name})))
@@ -218,8 +234,11 @@ class AsyncClient:
         """Send a request to ``worker`` through ``server`` (or the next one in turn) and read its answer whole.
 
         The answer of a request that ended badly is the platform's page for that ending, as over HTTP. A body must
-        fit the window of 64 KiB here; larger ones go over HTTPS. ``EverwarmError`` when the server is away.
+        fit the window of 64 KiB here; larger ones go over HTTPS. ``EverwarmError`` when the server is away, and for a
+        user's worker of a namespace: only its dispatcher calls it.
         """
+        if "/" in worker:
+            raise EverwarmError(f"{worker} is in a dispatch namespace, and is called through its dispatcher only")
         if len(body) > WINDOW_BYTES_MAX:
             raise EverwarmError(f"fetch takes bodies up to {WINDOW_BYTES_MAX:,} bytes; send larger ones over HTTPS")
         head = RequestHead(
@@ -373,12 +392,18 @@ class Client:
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
         cordon: str = "default",
+        bindings: Bindings = NOTHING_BOUND,
+        routes: Sequence[str] = (),
+        namespace: str = "",
         progress: Callable[[str, float], None] | None = None,
     ) -> Deployment:
         """See ``AsyncClient.deploy``."""
         return self._wait(
-            self._inner.deploy(name, component, plan=plan, limits=limits, reuse=reuse, cordon=cordon, progress=progress)
-        )
+            self._inner.deploy(
+                name, component, plan=plan, limits=limits, reuse=reuse, cordon=cordon, bindings=bindings, routes=routes,
+                namespace=namespace, progress=progress,
+            )
+        )  # fmt: skip
 
     def remove(self, name: str) -> bool:
         """See ``AsyncClient.remove``."""
@@ -387,6 +412,10 @@ class Client:
     def workers(self) -> list[dict[str, Any]]:
         """See ``AsyncClient.workers``."""
         return self._wait(self._inner.workers())
+
+    def describe(self, name: str) -> dict[str, Any] | None:
+        """See ``AsyncClient.describe``."""
+        return self._wait(self._inner.describe(name))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """See ``AsyncClient.history``."""

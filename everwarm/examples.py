@@ -20,17 +20,6 @@ class NoExamples(Exception):
     """The example workers are not here: this is an installed package and not a checkout."""
 
 
-def limits_of(manifest: Manifest) -> dict[str, int]:
-    """The manifest's limits under the names of ``actors.worker.Limits``."""
-    wanted = manifest.limits
-    named = {
-        "cpu_ms": wanted.cpu_ms,
-        "startup_cpu_ms": wanted.startup_cpu_ms,
-        "memory_soft_bytes": None if wanted.memory_mib is None else wanted.memory_mib << 20,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def reuse_of(manifest: Manifest) -> dict[str, int]:
     """What the manifest says of reuse, under the names of ``actors.worker.Reuse``."""
     named = {"max_requests": manifest.reuse.max_requests, "idle_s": manifest.reuse.idle_s}
@@ -79,7 +68,8 @@ def _deploy(client: Client, directory: Path, component: Path, progress: Callable
             progress(f"{manifest.name}: {phase}")
 
     client.deploy(
-        manifest.name, component, plan=manifest.plan.value, limits=limits_of(manifest), reuse=reuse_of(manifest),
+        manifest.name, component, plan=manifest.plan.value, limits=manifest.limits.of_version(),
+        reuse=reuse_of(manifest), bindings=manifest.bindings, namespace=manifest.namespace, routes=manifest.routes,
         progress=tell,
     )  # fmt: skip
     return manifest.name

@@ -47,6 +47,8 @@ class Guest:
     def __init__(self, limits: IsolateLimits, entropy: Callable[[int], bytes]) -> None:
         self.limits = limits
         self.entropy = entropy
+        #: The version's variables: the guest's environment.
+        self.variables: tuple[tuple[str, str], ...] = ()
         self.scratch = Scratch()
         self.fault: BaseException | None = None
         self.ended: Outcome | None = None

@@ -2,42 +2,56 @@
 
 P: text in, a value or one clear line out; `read_manifest` adds the reading of the file. An unknown key is an error,
 because a limit that is misspelt would otherwise be a limit that is silently not there.
+
+The keys are defined in `manifest_keys`, where the JSON schema for editors comes from as well. What a schema cannot say
+is in `_not_in_the_schema`: names that must differ between tables, and sizes in bytes.
+
+An error is `FILE:LINE:COLUMN: KEY: what is wrong and what is allowed`, of the first thing wrong in the file's order.
 """
 
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
 
-from actors.worker import REUSE_DEFAULT, REUSE_IDLE_S_MAX, REUSE_REQUESTS_MAX, Plan, Reuse
+from actors.bindings import (
+    LIMITS,
+    NOTHING_BOUND,
+    Bindings,
+    DispatchBinding,
+    KvBinding,
+    Outbound,
+    ServiceBinding,
+    Tail,
+    text_bytes,
+)
+from actors.worker import REUSE_DEFAULT, Plan, Reuse
+from everwarm.build.manifest_keys import LIMIT_FIELDS, MANIFEST, MANIFEST_FILE, Language
+from everwarm.build.shape import Problem, problems
+from everwarm.build.toml_places import Places
 
-MANIFEST_FILE = "everwarm.toml"
+__all__ = ["MANIFEST_FILE", "Language", "LimitsWanted", "Manifest", "ManifestError", "parse_manifest", "read_manifest"]
 
-# A worker's name is a label of a host name: at most 63 characters, and it starts with a letter.
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_VAR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # A manifest is read whole; one with a few hundred variables is some ten KB.
-_MANIFEST_BYTES_MAX = 256 * 1024
-
-
-class Language(StrEnum):
-    ZIG = "zig"
-    C = "c"
-    JAVASCRIPT = "javascript"
-    PYTHON = "python"
-    COMPONENT = "component"
+_MANIFEST_BYTES_MAX: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LimitsWanted:
-    """What the manifest asks for; None leaves it to the plan, whose ceilings are checked at deploy."""
+    """What the manifest asks for, within what its plan allows; None leaves it to the plan."""
 
     cpu_ms: int | None = None
     memory_mib: int | None = None
     startup_cpu_ms: int | None = None
+    subrequests: int | None = None
+
+    def of_version(self) -> dict[str, int]:
+        """The same under the names and in the units of `actors.worker.Limits`, without what is left to the plan."""
+        asked = {key: getattr(self, key) for key in LIMIT_FIELDS}
+        return {field: asked[key] * unit for key, (field, unit) in LIMIT_FIELDS.items() if asked[key] is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +59,9 @@ class Manifest:
     """A checked everwarm.toml.
 
     Paths are relative to the worker's folder, with forward slashes. `entry` lies inside it. `modules` are further Zig
-    files that may lie beside it; each can be imported under the name of its file. `reuse` says how long an isolate
-    serves: `max_requests` requests, and `idle_s` seconds after its last one. `vars` are the (name, text) pairs
-    of `[vars]`, sorted, which a JavaScript worker finds in `env`.
+    files that may lie beside it; each can be imported under the name of its file. `namespace` is the dispatch namespace
+    that the worker is a user's in, "" for none. `routes` are host names beside its own. `reuse` says how long an
+    isolate serves: `max_requests` requests, and `idle_s` seconds after its last one. `bindings` has the variables too.
     """
 
     name: str
@@ -57,26 +71,18 @@ class Manifest:
     limits: LimitsWanted = LimitsWanted()
     reuse: Reuse = REUSE_DEFAULT
     modules: tuple[str, ...] = ()
-    vars: tuple[tuple[str, str], ...] = ()
+    namespace: str = ""
+    routes: tuple[str, ...] = ()
+    bindings: Bindings = NOTHING_BOUND
+
+    @property
+    def vars(self) -> tuple[tuple[str, str], ...]:
+        """The (name, text) pairs of `[vars]`, sorted."""
+        return self.bindings.vars
 
 
 class ManifestError(Exception):
-    """A manifest that cannot be used. The text is one line and names the file and the key."""
-
-
-_ENTRY_SUFFIXES: Mapping[Language, tuple[str, ...]] = {
-    Language.ZIG: (".zig",),
-    Language.C: (".c",),
-    Language.JAVASCRIPT: (".js", ".mjs", ".ts"),
-    Language.PYTHON: (".py",),
-    Language.COMPONENT: (".wasm",),
-}
-
-_WITH_MODULES = frozenset({Language.ZIG, Language.C})
-_WITH_VARS = frozenset({Language.JAVASCRIPT, Language.PYTHON})
-
-# The most any plan gives: 300 s of CPU, 4 GiB (what 32-bit memory can address), 1 s to start.
-_LIMIT_MAX: Mapping[str, int] = {"cpu_ms": 300_000, "memory_mib": 4096, "startup_cpu_ms": 1000}
+    """A manifest that cannot be used. The text is one line and names the file, the place in it and the key."""
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -99,134 +105,101 @@ def parse_manifest(text: str, *, file: str) -> Manifest:
     """The manifest written in `text`; `file` is what errors call it. Raises ManifestError."""
     try:
         table = tomllib.loads(text)
+        places = Places(text)
     except tomllib.TOMLDecodeError as error:
-        raise ManifestError(f"{file}: is not TOML: {error}") from None
-    reader = _Reader(file, table)
-    reader.allow_only([field.name for field in fields(Manifest)])
-    name = reader.text("name")
-    if not _NAME.fullmatch(name):
-        raise reader.error("name", f'must match {_NAME.pattern} and is "{name}"')
-    language = Language(reader.choice("language", list(Language)))
-    modules = tuple(reader.path("modules", module) for module in reader.texts("modules"))
-    if modules and language not in _WITH_MODULES:
-        raise reader.error("modules", "is for Zig and C workers only")
-    variables = reader.texts_by_name("vars")
-    if variables and language not in _WITH_VARS:
-        raise reader.error("vars", "reaches JavaScript and Python workers only")
+        raise ManifestError(_not_toml(file, text, str(error))) from None
+    except (RecursionError, ValueError):
+        # Brackets in brackets, and numbers of thousands of digits: tomllib does not promise to read those.
+        raise ManifestError(f"{file}: is not TOML that can be read: nested too deeply, or a number too long") from None
+    found = list(problems(MANIFEST, table)) or list(_not_in_the_schema(table))
+    if found:
+        raise ManifestError(min((_located(file, problem, places) for problem in found), key=itemgetter(0))[1])
+    return _manifest(table)
+
+
+def _not_toml(file: str, text: str, complaint: str) -> str:
+    """What tomllib says, with its place in front, as all other complaints have it."""
+    if where := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", complaint, re.DOTALL):
+        what, line, column = where[1], int(where[2]), int(where[3])
+    else:
+        lines = text.split("\n")
+        what, line, column = complaint.removesuffix(" (at end of document)"), len(lines), len(lines[-1]) + 1
+    return f"{file}:{line}:{column}: is not TOML: {' '.join(what.split())}"
+
+
+def _located(file: str, problem: Problem, places: Places) -> tuple[tuple[int, int], str]:
+    """A problem as it is told, with what to order it by."""
+    place = places.key(problem.path) if problem.at_key else places.value(problem.path)
+    complaint = problem.complaint
+    if len(problem.path) == 2 and problem.path[1] in MANIFEST.keys:
+        # The most frequent slip in TOML: everything after a header belongs to its table.
+        complaint += "; if it is meant as a key of its own, write it above the first [table]"
+    return (place.line, place.column), f"{file}:{place.line}:{place.column}: {_dotted(problem.path)}: {complaint}"
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    """A path as it is written: `bindings.service[1].name`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if re.fullmatch(r"[A-Za-z0-9_-]{1,128}", part) else ascii(part[:64]))
+    return text
+
+
+def _not_in_the_schema(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a JSON schema cannot say, of a table that is right by it."""
+    seen: dict[str, str] = {}
+    for name, path in _names(table):
+        if name in seen:
+            complaint = f"{name} is the name of {seen[name]} too; what a worker finds by name must differ"
+            yield Problem(path, complaint, at_key=path[0] == "vars")
+        kind = path[:-2] if path[0] == "bindings" else path[:1]
+        seen.setdefault(name, "one of " + ".".join(str(part) for part in kind))
+    total = 0
+    for name, text in table.get("vars", {}).items():
+        size = text_bytes(text)
+        total += len(name) + size
+        if size > LIMITS.var_bytes_max:
+            yield Problem(("vars", name), f"{size} bytes are more than {LIMITS.var_bytes_max}")
+    if total > LIMITS.vars_bytes_max:
+        complaint = f"{total} bytes of names and values are more than {LIMITS.vars_bytes_max}"
+        yield Problem(("vars",), complaint, at_key=True)
+
+
+def _names(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    """Everything that the worker finds by name, with where it stands."""
+    for kind, entries in table.get("bindings", {}).items():
+        for i, entry in enumerate(entries):
+            yield entry["name"], ("bindings", kind, i, "name")
+    for name in table.get("vars", {}):
+        yield name, ("vars", name)
+    for i, name in enumerate(table.get("secrets", [])):
+        yield name, ("secrets", i)
+
+
+def _manifest(table: Mapping[str, Any]) -> Manifest:
+    """The value of a table in which nothing is wrong."""
+    bound = table.get("bindings", {})
+    outbound, tail = table.get("outbound"), table.get("tail")
     return Manifest(
-        name=name,
-        language=language,
-        entry=_entry(reader, language),
-        plan=Plan(reader.choice("plan", list(Plan), default=Plan.FREE)),
-        limits=_limits(reader.table("limits")),
-        reuse=_reuse(reader.table("reuse")),
-        modules=modules,
-        vars=variables,
+        name=table["name"],
+        language=Language(table["language"]),
+        entry=table["entry"],
+        plan=Plan(table.get("plan", Plan.FREE)),
+        limits=LimitsWanted(**table.get("limits", {})),
+        reuse=Reuse(**table.get("reuse", {})),
+        modules=tuple(table.get("modules", ())),
+        namespace=table.get("namespace", ""),
+        routes=tuple(table.get("routes", ())),
+        bindings=Bindings(
+            services=tuple(ServiceBinding(**entry) for entry in bound.get("service", ())),
+            dispatch=tuple(DispatchBinding(**entry) for entry in bound.get("dispatch", ())),
+            kv=tuple(KvBinding(**entry) for entry in bound.get("kv", ())),
+            vars=tuple(sorted(table.get("vars", {}).items())),
+            secrets=tuple(table.get("secrets", ())),
+            outbound=None if outbound is None else Outbound(outbound["worker"], tuple(outbound.get("parameters", ()))),
+            tail=None if tail is None else Tail(tuple(tail["workers"])),
+        ),
     )
-
-
-def _entry(reader: "_Reader", language: Language) -> str:
-    entry = reader.path("entry", reader.text("entry"))
-    if ".." in PurePosixPath(entry).parts:
-        raise reader.error("entry", f'must lie inside the folder and is "{entry}"')
-    suffixes = _ENTRY_SUFFIXES[language]
-    if not entry.endswith(suffixes):
-        raise reader.error("entry", f'must end in {" or ".join(suffixes)} for {language} and is "{entry}"')
-    return entry
-
-
-def _limits(reader: "_Reader") -> LimitsWanted:
-    reader.allow_only([field.name for field in fields(LimitsWanted)])
-    return LimitsWanted(
-        cpu_ms=reader.whole_number("cpu_ms", _LIMIT_MAX["cpu_ms"]),
-        memory_mib=reader.whole_number("memory_mib", _LIMIT_MAX["memory_mib"]),
-        startup_cpu_ms=reader.whole_number("startup_cpu_ms", _LIMIT_MAX["startup_cpu_ms"]),
-    )
-
-
-def _reuse(reader: "_Reader") -> Reuse:
-    reader.allow_only(["max_requests", "idle_s"])
-    return Reuse(
-        max_requests=reader.whole_number("max_requests", REUSE_REQUESTS_MAX),
-        idle_s=reader.whole_number("idle_s", REUSE_IDLE_S_MAX),
-    )
-
-
-class _Reader:
-    """One TOML table, read key by key; it knows its name so that every complaint says where."""
-
-    def __init__(self, file: str, table: Mapping[str, object], prefix: str = "") -> None:
-        self._file = file
-        self._table = table
-        self._prefix = prefix
-
-    def error(self, key: str, complaint: str) -> ManifestError:
-        return ManifestError(f"{self._file}: {self._prefix}{key} {complaint}")
-
-    def allow_only(self, known: list[str]) -> None:
-        for key in self._table:
-            if key not in known:
-                # With a cutoff of 0 there is always a nearest one: the list is short, and any hint helps.
-                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-                shown = key if key.isprintable() else repr(key)
-                raise self.error(shown, f'is not a known key; the nearest is "{nearest}"')
-
-    def text(self, key: str) -> str:
-        value = self._table.get(key)
-        if value is None:
-            raise self.error(key, "is missing")
-        if not isinstance(value, str):
-            raise self.error(key, "must be a string")
-        if not value.isprintable():
-            raise self.error(key, "holds a character that cannot be printed")
-        return value
-
-    def choice(self, key: str, choices: list[str], default: str | None = None) -> str:
-        if default is not None and key not in self._table:
-            return default
-        value = self.text(key)
-        if value not in choices:
-            raise self.error(key, f'must be one of {", ".join(choices)} and is "{value}"')
-        return value
-
-    def path(self, key: str, value: str) -> str:
-        if not value or "\\" in value or PurePosixPath(value).is_absolute():
-            raise self.error(key, f'must be a path relative to the folder and is "{value}"')
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self._table.get(key, [])
-        if not isinstance(value, list):
-            raise self.error(key, "must be a list of strings")
-        found = [item for item in value if isinstance(item, str) and item.isprintable()]
-        if len(found) != len(value):
-            raise self.error(key, "must be a list of strings")
-        return found
-
-    def texts_by_name(self, key: str) -> tuple[tuple[str, str], ...]:
-        value = self._table.get(key, {})
-        if not isinstance(value, dict):
-            raise self.error(key, "must be a table")
-        found: list[tuple[str, str]] = []
-        for name, text in value.items():
-            if not _VAR_NAME.fullmatch(name):
-                raise self.error(f"{key}.{name!r}", f"must be named like {_VAR_NAME.pattern}")
-            if not isinstance(text, str):
-                raise self.error(f"{key}.{name}", "must be a string")
-            found.append((name, text))
-        return tuple(sorted(found))
-
-    def table(self, key: str) -> "_Reader":
-        value = self._table.get(key, {})
-        if not isinstance(value, dict):
-            raise self.error(key, "must be a table")
-        return _Reader(self._file, value, prefix=f"{self._prefix}{key}.")
-
-    def whole_number(self, key: str, most: int) -> int | None:
-        value = self._table.get(key)
-        if value is None:
-            return None
-        # In Python True is an int; in TOML it is not.
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise self.error(key, f"must be a whole number from 1 to {most}")
-        return value

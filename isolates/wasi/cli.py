@@ -1,4 +1,4 @@
-"""wasi:cli: an environment with nothing in it, standard streams that become log events, and an exit that is an end."""
+"""wasi:cli: variables as environment, standard streams that become log events, and an exit that is an end."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def define(world: World) -> None:
 
     @environment.func("get-environment: func() -> list<tuple<string, string>>")
     def get_environment(guest: Guest) -> list[tuple[str, str]]:
-        return []
+        return list(guest.variables)
 
     @environment.func("get-arguments: func() -> list<string>")
     def get_arguments(guest: Guest) -> list[str]:

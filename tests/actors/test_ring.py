@@ -111,9 +111,11 @@ def test_a_view_does_not_follow_its_source() -> None:
 
 
 def test_worker_keys_are_unambiguous() -> None:
-    assert worker_key("a/b", "c") != worker_key("a", "c")
+    assert len({worker_key("a", "c"), worker_key("b", "c"), worker_key("a", "b/c"), worker_key("a", "c/b")}) == 4
+    with pytest.raises(ValueError, match="cordon"):
+        worker_key("a/b", "c")
     with pytest.raises(ValueError, match="worker_name"):
-        worker_key("a", "b/c")
+        worker_key("a", "b/c/d")
 
 
 @pytest.mark.parametrize(

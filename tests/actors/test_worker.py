@@ -7,18 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.worker import (
-    Deployment,
-    Limits,
-    Plan,
-    Reuse,
-    Share,
-    Version,
-    cordon_name,
-    is_worker_name,
-    make_version_id,
-    worker_name,
-)
+from actors.bindings import Bindings, Outbound, ServiceBinding
+from actors.bindings import DispatchBinding as Dispatch
+from actors.worker import Deployment, Limits, Plan, Reuse, Share, Version, is_route, make_version_id
+from actors.worker_names import cordon_name, is_worker, is_worker_name, namespace_of, user_worker, worker_name
 
 FREE = Limits.for_plan(Plan.FREE)
 PAID = Limits.for_plan(Plan.PAID)
@@ -44,11 +36,30 @@ def test_worker_names(name: str) -> None:
     assert worker_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "2a", "-a", "Hello", "a" * 64, "a.b", "a_b", "a\n", "é", "a/b", "a b"])
+@pytest.mark.parametrize("name", ["", "2a", "-a", "Hello", "a" * 64, "a.b", "a_b", "a\n", "é", "a//b", "a b", "a/b/c"])
 def test_names_that_are_none(name: str) -> None:
     assert not is_worker_name(name)
+    assert not is_worker(name)
     with pytest.raises(ValueError, match="worker"):
         worker_name(name)
+    with pytest.raises(ValueError, match="worker"):
+        user_worker("customers", name)
+    with pytest.raises(ValueError, match=r"namespace|worker"):
+        user_worker(name, "" if name == "" else "ada")
+
+
+def test_a_users_worker_is_named_by_its_namespace_too() -> None:
+    ada = user_worker("customers", "ada")
+    assert (ada, namespace_of(ada), namespace_of("ada")) == ("customers/ada", "customers", "")
+    assert is_worker(ada)
+    assert not is_worker_name(ada)  # so it is nothing that a host name could be
+    assert worker_name(ada) == ada
+    assert user_worker("", "ada") == "ada"
+    version = replace(a_version(), worker=ada)
+    assert (version.namespace, version.trusted) == ("customers", False)
+    assert (a_version().namespace, a_version().trusted) == ("", True)
+    assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
+    assert Deployment.whole(ada, OLD).worker == ada
 
 
 def test_the_plans_published_numbers() -> None:
@@ -115,7 +126,7 @@ def test_limits_survive_json(limits: Limits) -> None:
 def test_version_and_deployment_survive_json() -> None:
     version = a_version()
     assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
-    deployment = Deployment("hello", (Share(OLD, 90), Share(NEW, 10)))
+    deployment = Deployment("hello", (Share(OLD, 90), Share(NEW, 10)), routes=("shop.example.com", "*.example.org"))
     assert Deployment.from_plain(json.loads(json.dumps(deployment.to_plain()))) == deployment
 
 
@@ -123,9 +134,73 @@ def test_a_version_of_schema_2_had_no_cordon() -> None:
     plain: dict[str, object] = {**a_version().to_plain(), "schema": 2}
     with pytest.raises(ValueError, match="'cordon': unknown in a version of schema 2"):
         Version.from_plain(plain)
-    del plain["cordon"]
+    del plain["cordon"], plain["bindings"]
     assert Version.from_plain(plain) == a_version()
     assert a_version().cordon == "default"
+
+
+def test_before_schema_4_there_were_no_bindings_and_no_routes() -> None:
+    plain: dict[str, object] = {**a_version().to_plain(), "schema": 3}
+    with pytest.raises(ValueError, match="'bindings': unknown in a version of schema 3"):
+        Version.from_plain(plain)
+    del plain["bindings"]
+    assert Version.from_plain(plain) == a_version()
+    assert a_version().bindings == Bindings()
+    deployment: dict[str, object] = {**Deployment.whole("hello", OLD).to_plain(), "schema": 3}
+    with pytest.raises(ValueError, match="'routes': unknown in a deployment of schema 3"):
+        Deployment.from_plain(deployment)
+    del deployment["routes"]
+    assert Deployment.from_plain(deployment) == Deployment.whole("hello", OLD)
+
+
+def test_bindings_survive_json_in_their_version() -> None:
+    bound = Bindings(
+        services=(ServiceBinding("auth", "auth-worker"),),
+        dispatch=(Dispatch("customers", "production"),),
+        vars=(("A", "1"), ("B", "zwei\n")),
+        secrets=("TOKEN",),
+        outbound=Outbound("guard", ("customer",)),
+    )
+    version = replace(a_version(), bindings=bound)
+    assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
+
+
+@pytest.mark.parametrize("route", ["shop.example.com", "*.example.com", "a.b", "xn--nxasmq6b.example", "_x.a-b.c"])
+def test_routes(route: str) -> None:
+    assert is_route(route)
+    assert Deployment.whole("hello", OLD, (route,)).routes == (route,)
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        *(
+            "",
+            "localhost",
+            "com",
+            "*.com.",
+            "*",
+            "a.*.b",
+            "**.a.b",
+            "A.example.com",
+            "a.example.com:80",
+            "a..b",
+            "a.b/x",
+        ),
+        *("x.localhost", "*.localhost", "auth.binding.internal", "*.dispatch.internal", "10.0.0.1", "[::1]", "a.b\n"),
+        *("é.example", "-a.b", "a" * 64 + ".b", ".".join(["a" * 60] * 5)),
+    ],
+)
+def test_what_is_no_route(route: str) -> None:
+    assert not is_route(route)
+    with pytest.raises(ValueError, match=r"^routes:"):
+        Deployment.whole("hello", OLD, (route,))
+
+
+def test_a_route_stands_once_and_routes_are_bounded() -> None:
+    for routes in (("a.example", "a.example"), tuple(f"h{i}.example" for i in range(65)), ["a.example"]):
+        with pytest.raises(ValueError, match=r"^routes:"):
+            Deployment.whole("hello", OLD, routes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cordon", ["", "Partners", "a/b", "9lives", "x" * 64])
@@ -139,7 +214,7 @@ def test_a_cordon_is_named_like_a_worker(cordon: str) -> None:
 
 def test_a_version_of_schema_1_had_no_reuse() -> None:
     plain: dict[str, object] = {**a_version().to_plain(), "schema": 1}
-    del plain["cordon"]
+    del plain["cordon"], plain["bindings"]
     with pytest.raises(ValueError, match="reuse"):
         Version.from_plain(plain)
     del plain["reuse"]
@@ -180,7 +255,7 @@ def test_why_isolates_are_let_go_early() -> None:
 
 
 @pytest.mark.parametrize("kind", [Limits, Version, Deployment])
-@pytest.mark.parametrize("schema", [0, 4, "1", None, True, 1.0])
+@pytest.mark.parametrize("schema", [0, 5, "1", None, True, 1.0])
 def test_an_unknown_schema_is_refused(kind: type[Limits | Version | Deployment], schema: object) -> None:
     with pytest.raises(ValueError, match=r"^schema:"):
         kind.from_plain({"schema": schema})

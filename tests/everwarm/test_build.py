@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.worker import Plan, Reuse
-from everwarm.build import BuildError, Built, ManifestError, build
+from everwarm.build import BuildError, Built, build
 from everwarm.build.cache import Cache, CacheLimits, content_key
-from everwarm.build.manifest import Language, LimitsWanted, Manifest, parse_manifest, read_manifest
+from everwarm.build.manifest import parse_manifest
 from everwarm.build.project import Project, source_inputs
 from everwarm.build.tool import run
 from everwarm.build.toolchain import ZIG, Toolchain, install, is_installed, node_program
@@ -30,88 +29,6 @@ def folder_with(tmp_path: Path, **files: str | bytes) -> Path:
 
 def build_quietly(folder: Path, tmp_path: Path) -> Built:
     return build(folder, cache_dir=tmp_path / "cache", toolchain_dir=tmp_path / "tools", progress=lambda line: None)
-
-
-class TestManifest:
-    def test_the_least_that_is_needed(self) -> None:
-        assert parse_manifest(MINIMAL, file="f") == Manifest("hello", Language.ZIG, "worker.zig")
-
-    def test_everything(self) -> None:
-        text = """
-            name = "a-1"
-            language = "javascript"
-            entry = "src/worker.js"
-            plan = "paid"
-            [limits]
-            cpu_ms = 300000
-            memory_mib = 4096
-            startup_cpu_ms = 1
-            [reuse]
-            max_requests = 1
-            idle_s = 60
-            [vars]
-            B = "2"
-            A = "one\\ntwo"
-        """
-        assert parse_manifest(text, file="f") == Manifest(
-            name="a-1",
-            language=Language.JAVASCRIPT,
-            entry="src/worker.js",
-            plan=Plan.PAID,
-            limits=LimitsWanted(cpu_ms=300_000, memory_mib=4096, startup_cpu_ms=1),
-            reuse=Reuse(max_requests=1, idle_s=60),
-            vars=(("A", "one\ntwo"), ("B", "2")),
-        )
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("", "f: name is missing"),
-            ("name = ", "f: is not TOML"),
-            ("name = 3", "f: name must be a string"),
-            ('name = "a\\u001bb"', "f: name holds a character that cannot be printed"),
-            (MINIMAL.replace("hello", "Hello"), 'f: name must match [a-z][a-z0-9-]{0,62} and is "Hello"'),
-            (MINIMAL.replace("hello", "a" * 64), "f: name must match"),
-            (MINIMAL.replace("hello", "1a"), "f: name must match"),
-            (MINIMAL.replace('"zig"', '"zigg"'), "f: language must be one of zig, c, javascript, python, component"),
-            (MINIMAL.replace("worker.zig", "../worker.zig"), "f: entry must lie inside the folder"),
-            (MINIMAL.replace("worker.zig", "/worker.zig"), "f: entry must be a path relative to the folder"),
-            (MINIMAL.replace("worker.zig", "worker.js"), "f: entry must end in .zig for zig"),
-            (MINIMAL + 'plan = "gold"', "f: plan must be one of free, paid"),
-            (MINIMAL + 'entri = "x"', 'f: entri is not a known key; the nearest is "entry"'),
-            (MINIMAL + "limits = 3", "f: limits must be a table"),
-            (MINIMAL + "[limits]\ncpums = 3", 'f: limits.cpums is not a known key; the nearest is "cpu_ms"'),
-            (MINIMAL + "[limits]\ncpu_ms = true", "f: limits.cpu_ms must be a whole number from 1 to 300000"),
-            (MINIMAL + "[limits]\ncpu_ms = 0", "f: limits.cpu_ms must be a whole number"),
-            (MINIMAL + "[limits]\nmemory_mib = 4097", "f: limits.memory_mib must be a whole number from 1 to 4096"),
-            (MINIMAL + "[limits]\nstartup_cpu_ms = 1.5", "f: limits.startup_cpu_ms must be a whole number"),
-            (MINIMAL + "reuse = {max_requests = 0}", "f: reuse.max_requests must be a whole number from 1 to 1000000"),
-            (MINIMAL + "reuse = {idle_s = 90000}", "f: reuse.idle_s must be a whole number from 1 to 86400"),
-            (MINIMAL + "reuse = {single_shot = true}", "f: reuse.single_shot is not a known key"),
-            (MINIMAL + "reuse = 1", "f: reuse must be a table"),
-            (MINIMAL + 'modules = "x.zig"', "f: modules must be a list of strings"),
-            (MINIMAL + 'modules = ["/x.zig"]', "f: modules must be a path relative to the folder"),
-            (MINIMAL + '[vars]\nA = "1"', "f: vars reaches JavaScript and Python workers only"),
-            ('name = "p"\nlanguage = "python"\nentry = "a.py"\nmodules = ["b.zig"]', "f: modules is for Zig and C"),
-            ('name = "j"\nlanguage = "javascript"\nentry = "a.js"\nvars = {A = 1}', "f: vars.A must be a string"),
-        ],
-    )
-    def test_an_error_is_one_line_that_names_file_and_key(self, text: str, message: str) -> None:
-        with pytest.raises(ManifestError) as caught:
-            parse_manifest(text, file="f")
-        assert str(caught.value).startswith(message)
-        assert "\n" not in str(caught.value)
-
-    def test_no_manifest(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match=r"^everwarm\.toml: cannot be read"):
-            read_manifest(tmp_path)
-
-    @pytest.mark.parametrize("file", sorted(WORKERS.rglob("everwarm.toml")), ids=lambda file: file.parent.name)
-    def test_the_example_workers_have_good_ones(self, file: Path) -> None:
-        manifest = read_manifest(file.parent)
-        name = file.parent.name.replace("_", "-")
-        assert manifest.name in (name, f"{name}-{file.parent.parent.name}")
-        assert (file.parent / manifest.entry).is_file()
 
 
 class TestContentKey:

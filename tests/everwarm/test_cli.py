@@ -1,5 +1,6 @@
 """The command line, without a cluster: what it offers, how it fails, and that it answers at once."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,22 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from actors.bindings import Bindings, DispatchBinding, KvBinding, Outbound, ServiceBinding, Tail
+from actors.catalog import Deployed
+from actors.view import deployed_to_plain
+from actors.worker import Deployment, Limits, Plan, Version
+from everwarm import cli_workers
 from everwarm.cli import main
 
+SHOP = Bindings(
+    services=(ServiceBinding("auth", "auth-worker"),),
+    dispatch=(DispatchBinding("customers", "production"),),
+    kv=(KvBinding("sessions", "shop-sessions"),),
+    vars=(("COLOR", "green"),),
+    secrets=("STRIPE_KEY",),
+    outbound=Outbound("guard", ("customer",)),
+    tail=Tail(("logs",)),
+)
 SLOW = ["ray", "wasmtime", "opentelemetry", "cryptography", "uvicorn", "httpcore"]
 
 
@@ -46,6 +61,60 @@ def test_without_a_cluster_a_command_is_one_line_and_exit_code_1(home: Path, arg
     assert result.stdout == ""
     assert result.stderr.startswith("everwarm: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_manifests_schema_is_one_document() -> None:
+    result = CliRunner().invoke(main, ["manifest", "schema"])
+    assert result.exit_code == 0
+    schema = json.loads(result.stdout)
+    assert {"name", "bindings", "outbound", "tail"} <= set(schema["properties"])
+
+
+def test_a_manifest_is_checked_without_building(tmp_path: Path) -> None:
+    file = tmp_path / "everwarm.toml"
+    file.write_text('name = "x"\nlanguage = "zig"\nentry = "w.zig"\nplan = "paid"\nlimits.cpu_ms = 400000\n')
+    result = CliRunner().invoke(main, ["manifest", "check", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = "everwarm.toml:5:17: limits.cpu_ms: 400000 is more than the paid plan allows, 300000"
+    assert result.stderr == f"everwarm: {said}\n"
+    file.write_text(file.read_text().replace("400000", "300000"))
+    result = CliRunner().invoke(main, ["manifest", "check", str(tmp_path)])
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_what_is_deployed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = Version("shop", "a" * 16, "5e" * 32, Limits.for_plan(Plan.PAID), Plan.PAID, 0, "ada", bindings=SHOP)
+    deployed = Deployed(1, Deployment.whole("shop", "a" * 16, ("shop.example.com",)), (version,))
+    found = {"deployed": deployed_to_plain(deployed), "missing": ["logs"]}
+
+    class Known:
+        def __enter__(self) -> "Known":
+            return self
+
+        def __exit__(self, *raised: object) -> None: ...
+
+        def describe(self, name: str) -> dict[str, object] | None:
+            return found if name == "shop" else None
+
+    monkeypatch.setattr(cli_workers, "connected", Known)
+    shown = CliRunner().invoke(main, ["describe", "shop"])
+    assert shown.exit_code == 0
+    lines = [line.split(None, 1) for line in shown.output.splitlines()[2:]]
+    assert lines == [
+        ["plan", "paid, 50 ms of CPU, cordon default"],
+        ["service", "http://auth.binding.internal/ -> auth-worker"],
+        ["dispatch", "http://USER.customers.dispatch.internal/ -> production/USER"],
+        ["kv", "sessions -> shop-sessions"],
+        ["outbound", "guard, parameters: customer"],
+        ["tail", "logs"],
+        ["vars", "COLOR"],
+        ["secrets", "STRIPE_KEY"],
+        ["route", "shop.example.com (not served yet)"],
+        ["missing", "logs: not deployed"],
+    ]
+    assert json.loads(CliRunner().invoke(main, ["describe", "shop", "--json"]).stdout) == found
+    unknown = CliRunner().invoke(main, ["describe", "shp"])
+    assert (unknown.exit_code, unknown.stderr) == (1, "everwarm: There is no worker shp. See: everwarm list\n")
 
 
 def test_status_tells_a_script_that_nothing_runs(home: Path) -> None:

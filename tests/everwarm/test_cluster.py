@@ -9,7 +9,7 @@ import ray.exceptions
 
 from everwarm.cluster import Cluster, StartFailed
 from everwarm.roles import CONTROL, ClusterConfig
-from tests.simulation.virtual_loop import VirtualLoop
+from tests.simulation.virtual_loop import play
 
 
 class Method:
@@ -49,12 +49,8 @@ def _adds(monkeypatch: pytest.MonkeyPatch, *, dead_control: bool) -> tuple[Clust
         return handle
 
     cluster._make = make  # type: ignore[method-assign]
-    loop = VirtualLoop()
-    try:
-        with pytest.raises((StartFailed, ray.exceptions.RayError)) as failed:
-            loop.run_until_complete(asyncio.wait_for(cluster.add(lambda line: None), 600.0))
-    finally:
-        loop.close()
+    with pytest.raises((StartFailed, ray.exceptions.RayError)) as failed:
+        play(asyncio.wait_for(cluster.add(lambda line: None), 600.0))
     return cluster, ended, failed.value
 
 

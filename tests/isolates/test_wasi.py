@@ -64,10 +64,18 @@ class TestTheRest:
         assert 0 <= Functions(box, "random/random")["get-random-u64"](guest) < 2**64
         assert len(Functions(box, "random/insecure-seed")["insecure-seed"](guest)) == 2
 
-    def test_there_is_no_environment(self, box: Sandbox) -> None:
+    def test_by_default_there_is_no_environment(self, box: Sandbox) -> None:
         environment = Functions(box, "cli/environment")
         answers = [environment[n](guest_for()) for n in ("get-environment", "get-arguments", "initial-cwd")]
         assert answers == [[], [], None]
+
+    def test_a_versions_variables_are_the_environment(self, box: Sandbox) -> None:
+        guest = guest_for()
+        guest.variables = (("A", "1"), ("B", "zwei"))
+        get_environment = Functions(box, "cli/environment")["get-environment"]
+        assert get_environment(guest) == [("A", "1"), ("B", "zwei")]
+        get_environment(guest).clear()
+        assert get_environment(guest) == [("A", "1"), ("B", "zwei")]
 
     def test_there_are_no_files_and_no_network(self, box: Sandbox) -> None:
         guest = guest_for()
