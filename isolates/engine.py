@@ -12,6 +12,7 @@ import platform
 import re
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from typing import cast
 
@@ -54,6 +55,7 @@ def cause_of(message: str) -> str:
     return (lines[-1] if causes else lines[0])[:300]
 
 
+@cache
 def fingerprint() -> str:
     """Names what compiled code depends on: wasmtime's version, our settings, the CPU. 16 hex digits."""
     try:

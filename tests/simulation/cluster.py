@@ -23,7 +23,14 @@ from tests.simulation.journal import WINDOW_BYTES, Journal, Story
 from tests.simulation.machine import Disks, Machine, machine_of
 from tests.simulation.network import Network, NetworkLimits, Weather
 from tests.simulation.publications import Delays, Publications
-from tests.simulation.surroundings import four_cores, quiet_roles, rings_shared, traces_now_and_then
+from tests.simulation.surroundings import (
+    code_looked_for_once,
+    four_cores,
+    quiet_roles,
+    records_copied_quickly,
+    rings_shared,
+    traces_now_and_then,
+)
 from tests.simulation.virtual_loop import START_S, RunAway, Stalled, virtual_time
 from tests.simulation.weather import Fault, timetable
 from tests.simulation.wires import SocketLoop
@@ -368,8 +375,8 @@ def play(seed: int, requests: int = 1_000, *, telling: bool = False, calm: bool 
     asyncio.set_event_loop(loop)
     try:
         with (
-            virtual_time(loop, "actors", "tracing"), rings_shared(), four_cores(), traces_now_and_then(),
-            quiet_roles() as faults,
+            virtual_time(loop, "actors", "tracing"), rings_shared(), code_looked_for_once(),
+            records_copied_quickly(), four_cores(), traces_now_and_then(), quiet_roles() as faults,
         ):  # fmt: skip
             cluster = Cluster(seed, requests, loop, telling=telling, calm=calm)
             try:

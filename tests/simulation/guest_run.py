@@ -58,13 +58,8 @@ class GuestRun:
         return held
 
     async def run(self) -> Outcome:
-        """Do what the request says. ``ClientLeft`` when nobody waits for it any more."""
-        try:
-            return await self._behave()
-        except BodyBroke:
-            return Outcome.EXCEPTION
-
-    async def _behave(self) -> Outcome:
+        """Do what the request says. ``ClientLeft`` when nobody waits for it any more; ``BodyBroke``, which is the
+        guest's exception, when the rest of its body does not come."""
         host, request, story = self._host, self._request, self._story
         behaviour = story.behaviour
         seconds = behaviour.runs_s

@@ -21,7 +21,7 @@ from actors.host_gauge import Filled, HostGauge
 from actors.residency import Residency, ResidencyLimits
 from actors.wire import ENDED, HEAT, REQUEST
 from isolates.outcome import Outcome
-from tests.simulation.guest_run import ClientLeft, GuestRun
+from tests.simulation.guest_run import BodyBroke, ClientLeft, GuestRun
 from tests.simulation.journal import Journal, Story
 
 if TYPE_CHECKING:
@@ -196,17 +196,17 @@ class SimulatedHost:
         decision = ticket.result() if ticket.done() else await self._in_line(ticket, request.version)
         if isinstance(decision, Shed):
             story.sheds += 1
-            self._end(connection, request, Ended(Outcome.LOAD_SHED, "no isolate is free"))
+            self._end(connection, request, Outcome.LOAD_SHED, "no isolate is free")
             return
         if isinstance(decision, Fail):
             story.start_failures += 1
-            self._end(connection, request, Ended(Outcome.EXCEPTION, "it does not start"))
+            self._end(connection, request, Outcome.EXCEPTION, "it does not start")
             return
         assert isinstance(decision, Use | Start)
         queue_ms = self._queue_ms = (self._loop.time() - arrived_s) * 1e3
         if isinstance(decision, Start) and not await self._start(decision):
             story.start_failures += 1
-            self._end(connection, request, Ended(Outcome.EXCEPTION, "it does not start"))
+            self._end(connection, request, Outcome.EXCEPTION, "it does not start")
             return
         await self._run(connection, request, story, decision.isolate, decision.start_type, queue_ms)
 
@@ -248,6 +248,8 @@ class SimulatedHost:
             run = self._journal.runs_at(story, self.machine, self.name, number)
             try:
                 outcome = await guest.run()
+            except BodyBroke:
+                outcome = Outcome.EXCEPTION
             finally:
                 run.ended_s = self._loop.time()
             keep = behaviour.keep or outcome is Outcome.CANCELED
@@ -260,22 +262,30 @@ class SimulatedHost:
                 )
                 self._carry_out(decisions)
         self._end(
-            connection,
-            request,
-            Ended(
-                outcome, "", behaviour.runs_s * 1e3 if behaviour.cpu_bound else 1.0,
-                (run.ended_s - run.began_s) * 1e3, self.machine, start_type.value, queue_ms,
-            ),
-            guest.take_held(),
+            connection, request, outcome, "",
+            cpu_ms=behaviour.runs_s * 1e3 if behaviour.cpu_bound else 1.0, wall_ms=(run.ended_s - run.began_s) * 1e3,
+            start_type=start_type.value, queue_ms=queue_ms, held=guest.take_held(),
         )  # fmt: skip
 
-    def _end(self, connection: Connection, request: Request, ended: Ended, held: bytes = b"") -> None:
+    def _end(
+        self,
+        connection: Connection,
+        request: Request,
+        outcome: Outcome,
+        reason: str,
+        *,
+        cpu_ms: float = 0.0,
+        wall_ms: float = 0.0,
+        start_type: str = "",
+        queue_ms: float = 0.0,
+        held: bytes = b"",
+    ) -> None:
         requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
-        self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
-        self._cpu_s += ended.cpu_ms / 1e3
+        self._asked[request.worker] = (requests + 1, cpu_s + cpu_ms / 1e3)
+        self._cpu_s += cpu_ms / 1e3
         cost = self.residency.cost_of(request.version)
         last = Ended(
-            ended.outcome, ended.reason, ended.cpu_ms, ended.wall_ms, self.machine, ended.start_type, ended.queue_ms,
+            outcome, reason, cpu_ms, wall_ms, self.machine, start_type, queue_ms,
             load=self._load(), start_cost_ms=0.0 if cost is None else cost.start_ms,
             isolate_bytes=0 if cost is None else cost.bytes_,
         )  # fmt: skip

@@ -28,9 +28,9 @@ from actors.worker import (
     Reuse,
     Share,
     Version,
-    WorkerName,
     make_version_id,
 )
+from actors.worker_names import WorkerName
 from tests.simulation.host import Make
 from tests.simulation.journal import Journal
 from tests.simulation.network import Network
@@ -70,6 +70,9 @@ class Publications:
         self.epoch = 1
         self.seq = 0
         self.deployed: dict[str, Deployed] = {}
+        # The last page that was asked for: most often all machines ask for the same one.
+        self._page_asked = (-1, "")
+        self._page = b""
         self._telling: dict[asyncio.Task[None], None] = {}
         self._peers = RayPeers(network.peers_of("control"))
         self.calls: Calls = {"snapshot": self.snapshot}
@@ -139,9 +142,14 @@ class Publications:
 
     async def snapshot(self, payload: bytes) -> bytes:
         """A page of what is deployed: all of it."""
-        after = str(decode_plain(payload)["after"])
-        page = [self.deployed[worker] for worker in sorted(self.deployed) if worker > after]
-        return encode_plain({"seq": self.seq, "workers": [deployed_to_plain(one) for one in page], "more": False})
+        asked = (self.seq, str(decode_plain(payload)["after"]))
+        if self._page_asked != asked:
+            page = [self.deployed[worker] for worker in sorted(self.deployed) if worker > asked[1]]
+            self._page_asked = asked
+            self._page = encode_plain(
+                {"seq": self.seq, "workers": [deployed_to_plain(one) for one in page], "more": False}
+            )
+        return self._page
 
     # -------------------------------------------------------------------------------------------------- telling it
 

@@ -7,15 +7,18 @@ all his chances from one seeded source gets the same run for the same seed, to t
 """
 
 import asyncio
-import heapq
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
+from heapq import heappop, heappush
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 #: Where the clock starts: not at zero, which much code takes for "never".
 START_S = 1_000.0
@@ -29,19 +32,16 @@ class RunAway(Exception):
     """Callbacks follow callbacks and time does not pass: somebody goes round in a circle."""
 
 
-class Callback:
-    """What asyncio calls a handle: something that will be called, unless it is cancelled before."""
+class Callback(msgspec.Struct):
+    """What asyncio calls a handle: something that will be called, unless it is cancelled before.
 
-    __slots__ = ("_args", "_callback", "_context", "_when_s", "is_cancelled")
+    A run makes some 25 of them for each request; a ``Struct`` is made without running any Python.
+    """
 
-    def __init__(
-        self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None, when_s: float
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._when_s = when_s
-        self.is_cancelled = False
+    work: tuple[Any, ...]  # the function, and what it is given
+    context: Context
+    when_s: float = 0.0
+    is_cancelled: bool = False
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -51,14 +51,7 @@ class Callback:
 
     def when(self) -> float:
         """Of a timer: its moment."""
-        return self._when_s
-
-    def call(self) -> None:
-        """Now."""
-        if self._context is None:
-            self._callback(*self._args)
-        else:
-            self._context.run(self._callback, *self._args)
+        return self.when_s
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -81,8 +74,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, Callback]] = []
         self._timers_set = 0
         self._at_this_moment = 0
+        self._context = Context()  # of those who bring none
         self.faults: list[str] = []
         self.set_exception_handler(self._note_fault)
+        # What asyncio's own does, without a frame.
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
+
+    #: asyncio asks for it whenever it makes a future or a task. ``bool()`` is False, and no Python runs.
+    get_debug = bool
 
     def time(self) -> float:
         return self._now_s
@@ -90,27 +89,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _note_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
 
-    def call_soon(  # type: ignore[override]  # see the class
-        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Any:
-        made = Callback(callback, args, context, 0.0)
+    def call_soon(self, *work: Any, context: Context | None = None) -> Any:  # type: ignore[override]  # see the class
+        made = Callback(work, self._context if context is None else context)
         self._soon.append(made)
         return made
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]  # see the class
 
-    def call_at(  # type: ignore[override]  # see the class
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Any:
-        made = Callback(callback, args, context, when)
+    def call_at(self, when: float, *work: Any, context: Context | None = None) -> Any:  # type: ignore[override]
+        made = Callback(work, self._context if context is None else context, when)
         self._timers_set += 1
-        heapq.heappush(self._timers, (when, self._timers_set, made))
+        heappush(self._timers, (when, self._timers_set, made))
         return made
 
-    def call_later(  # type: ignore[override]  # see the class
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Any:
-        return self.call_at(self._now_s + delay, callback, *args, context=context)
+    def call_later(self, delay: float, *work: Any, context: Context | None = None) -> Any:  # type: ignore[override]
+        when_s = self._now_s + delay
+        made = Callback(work, self._context if context is None else context, when_s)
+        self._timers_set += 1
+        heappush(self._timers, (when_s, self._timers_set, made))
+        return made
 
     def create_task(self, coro: Any, *, name: object = None, context: Context | None = None) -> "asyncio.Task[Any]":
         # A name that is given costs less than one that asyncio makes up.
@@ -119,23 +116,26 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Everything that is ready, and then the next moment; until somebody stops the loop."""
         soon, timers = self._soon, self._timers
+        take = soon.popleft
         while True:
-            while soon:
-                callback = soon.popleft()
-                if not callback.is_cancelled:
-                    self._at_this_moment += 1
+            while ready := len(soon):
+                self._at_this_moment += ready
+                if self._at_this_moment > self.CALLBACKS_PER_MOMENT_MAX:
+                    raise RunAway(f"{self._at_this_moment} callbacks at one moment")
+                for _ in range(ready):
+                    made = take()
+                    if made.is_cancelled:
+                        continue
                     try:
-                        callback.call()
+                        made.context.run(*made.work)
                     except (SystemExit, KeyboardInterrupt):
                         raise
                     except BaseException as fault:
                         self.call_exception_handler({"message": "a callback raised", "exception": fault})
             if self._stopping:
                 return
-            if self._at_this_moment > self.CALLBACKS_PER_MOMENT_MAX:
-                raise RunAway(f"{self._at_this_moment} callbacks at one moment")
             while timers and timers[0][2].is_cancelled:
-                heapq.heappop(timers)
+                heappop(timers)
             if not timers:
                 raise Stalled("nothing is ready, and no timer is set")
             when_s = timers[0][0]
@@ -143,7 +143,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self._now_s = when_s
                 self._at_this_moment = 0
             while timers and timers[0][0] <= self._now_s:
-                soon.append(heapq.heappop(timers)[2])
+                soon.append(heappop(timers)[2])
 
     def _process_events(self, event_list: object) -> None:
         raise AssertionError("there are no events but timers")
@@ -161,6 +161,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         except Exception as fault:
             done.set_exception(fault)
         return done
+
+
+Result = TypeVar("Result")
+
+
+def play(scenario: Coroutine[Any, Any, Result]) -> Result:
+    """What ``scenario`` comes to in virtual time. No task may fail unseen; tasks that it leaves are cancelled."""
+    loop = VirtualLoop()
+    try:
+        result = loop.run_until_complete(scenario)
+        assert not loop.faults
+        return result
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.close()
 
 
 class VirtualTime(ModuleType):

@@ -27,6 +27,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self._wires = wires
         self._path = path
+        self._call_soon = wires.loop.call_soon
         self._protocol: Any = None
         self._far: Wire | None = None
         self._inbox: deque[bytes] = deque()  # an empty piece is the end
@@ -44,9 +45,12 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         far = self._far
-        if self._closed or far is None or not data:
+        if self._closed or far is None or not data or far._closed:
             return
-        far._take(bytes(data))
+        far._inbox.append(bytes(data))
+        far._inbox_bytes += len(data)
+        if not far._coming:
+            far._come()
         if far._inbox_bytes > _HELD_BYTES_MAX and not far._far_paused:
             far._far_paused = True
             self._protocol.pause_writing()
@@ -61,7 +65,8 @@ class Wire(asyncio.Transport):
         self._wires.loop.call_soon(self._protocol.connection_lost, None)
         far = self._far
         if far is not None and not far._closed:
-            far._take(b"")
+            far._inbox.append(b"")
+            far._come()
 
     close = abort
 
@@ -77,27 +82,21 @@ class Wire(asyncio.Transport):
         self._stopped = False
         self._come()
 
-    def _take(self, data: bytes) -> None:
-        if self._closed:
-            return
-        self._inbox.append(data)
-        self._inbox_bytes += len(data)
-        self._come()
-
     def _come(self) -> None:
         if self._coming or not self._inbox:
             return
         self._coming = True
-        wakes_s = self._wires.wakes_at(self._path)
-        if wakes_s > self._wires.loop.time():
-            self._wires.loop.call_at(wakes_s, self._arrive)
+        wires = self._wires
+        if wires.asleep and (wakes_s := wires.wakes_at(self._path)) > wires.loop.time():
+            wires.loop.call_at(wakes_s, self._arrive)
         else:
-            self._wires.loop.call_soon(self._arrive)
+            self._call_soon(self._arrive)
 
     def _arrive(self) -> None:
         self._coming = False
-        while self._inbox and not self._stopped and not self._closed:
-            data = self._inbox.popleft()
+        inbox = self._inbox
+        while inbox and not self._stopped and not self._closed:
+            data = inbox.popleft()
             if not data:
                 self._ended()
                 return
@@ -133,8 +132,10 @@ class Wires:
         self.listeners: dict[str, Factory] = {}
         self._accepted: dict[str, dict[Wire, None]] = {}  # the listener's ends
         self._machine_of = machine_of
+        self._machines: dict[str, str] = {}
         self._wakes: dict[str, float] = {}
-        self._asleep = False
+        #: Whether any machine slept yet; only then the moment of its waking matters.
+        self.asleep = False
 
     def listen(self, factory: Factory, path: str) -> Listening:
         self.listeners[path] = factory
@@ -169,12 +170,15 @@ class Wires:
 
     def sleep(self, machine: str, until_s: float) -> None:
         """Nothing is read on ``machine`` until then."""
-        self._asleep = True
+        self.asleep = True
         self._wakes[machine] = max(until_s, self._wakes.get(machine, 0.0))
 
     def wakes_at(self, path: str) -> float:
         """When the machine of ``path`` reads again; the past when it does."""
-        return self._wakes.get(self._machine_of(path), 0.0) if self._asleep else 0.0
+        machine = self._machines.get(path)
+        if machine is None:
+            machine = self._machines[path] = self._machine_of(path)
+        return self._wakes.get(machine, 0.0)
 
 
 class SocketLoop(VirtualLoop):
