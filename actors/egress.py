@@ -40,6 +40,7 @@ from actors.egress_policy import (
     request_refusal,
     shorter,
 )
+from actors.nested_calls import Aimed, CallRefused, NestedCalls
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode
@@ -119,11 +120,13 @@ class EgressServer:
         limits: EgressLimits | None = None,
         lookup: Lookup | None = None,
         authorities_pem: str = "",
+        nested: NestedCalls | None = None,
     ) -> None:
         """``lookup`` finds a name's addresses, without one the machine's resolver. ``authorities_pem`` are trusted
-        beside the public certificate authorities."""
+        beside the public certificate authorities. ``nested`` carries out what is for other workers."""
         self._policy = policy
         self._limits = limits or EgressLimits()
+        self._nested = nested
         self._names = SystemNames() if lookup is None else None
         self._connector = Connector(policy, lookup or self._system_lookup, authorities_pem)
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
@@ -255,6 +258,14 @@ class EgressServer:
 
     async def _carry_out(self, asked: Asked, connection: Connection) -> None:
         """An exchange up to the last byte of its answer. ``ExchangeFailed`` says why not."""
+        if self._nested is not None:
+            try:
+                aimed = self._nested.aim(asked)
+                if aimed is not None:
+                    await self._call(self._nested, aimed, connection)
+                    return
+            except CallRefused as refused:
+                raise ExchangeFailed(refused.code) from refused
         target, headers = self._judge(asked)
         async with self._admitted(asked.worker) as pool, self._turn(asked):
             length = content_length(headers)
@@ -276,6 +287,17 @@ class EgressServer:
                 connection.send(Frame.HEAD, ANSWER_HEAD.encode(ResponseHead(status, kept)))
                 async for piece in pieces:
                     await self._pass_on(piece, connection)
+
+    async def _call(self, nested: NestedCalls, aimed: Aimed, connection: Connection) -> None:
+        """A call to another worker, up to the last byte of its answer."""
+        async with self._admitted(aimed.asked.worker):
+            answer = await nested.open(aimed, await self._first_of_body(aimed.asked, connection), connection)
+            try:
+                connection.send(Frame.HEAD, ANSWER_HEAD.encode(await answer.head()))
+                async for piece in answer.pieces():
+                    await self._pass_on(piece, connection)
+            finally:
+                answer.close()
 
     def _judge(self, asked: Asked) -> tuple[Target, Headers]:
         head = asked.head

@@ -34,6 +34,9 @@ class Asked:
     allow: tuple[str, ...] | None = None
     loops_left: int = LOOPS_MAX
     connections_max: int = 6
+    #: What the asking request runs under, and where its trace is gathered, as in ``exchange.Request``.
+    context: bytes = b""
+    edge: str = ""
 
 
 ASKED: Final = Codec(Asked)

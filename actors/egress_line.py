@@ -12,6 +12,7 @@ import select
 import socket
 from pathlib import Path
 
+from actors.bindings import is_internal
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, decode_failed
 from actors.egress_policy import LOOPS_MAX
@@ -42,8 +43,10 @@ class HostEgress:
         allow: tuple[str, ...] | None = None,
         loops_left: int = LOOPS_MAX,
         connections_max: int = 6,
+        context: bytes = b"",
+        edge: str = "",
     ) -> None:
-        """``allow``, ``loops_left`` and ``connections_max`` as in ``egress_frames.Asked``."""
+        """``allow`` and what follows it as in ``egress_frames.Asked``."""
         self._path = str(socket_path)
         self._worker = worker
         self._version = version
@@ -52,6 +55,11 @@ class HostEgress:
         self._allow = allow
         self._loops_left = loops_left
         self._connections_max = connections_max
+        self._context = context
+        self._edge = edge
+        #: Whether anything was asked of the way out; and whether any of that may have been for another worker.
+        self.used = False
+        self.called = False
 
     def open(self, head: OutgoingHead, timeouts: OutgoingTimeouts) -> Outgoing | ErrorCode:
         """Begin an outgoing request, or say why it is refused. Does not wait for the origin."""
@@ -66,10 +74,14 @@ class HostEgress:
                 allow=self._allow,
                 loops_left=self._loops_left,
                 connections_max=self._connections_max,
+                context=self._context,
+                edge=self._edge,
             )
         )
         if len(asked) > FRAME_BYTES_MAX:
             return ("HTTP-request-header-section-size", len(asked))
+        self.used = True
+        self.called = self.called or bool(self._context) or is_internal(head.authority)
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connected.settimeout(_CONNECT_S)
         try:

@@ -91,6 +91,11 @@ class Request:
     #: The sockets of hosts that were lost with it: they are not tried again, and a request that crashes its hosts must
     #: not go through them all.
     lost_with: tuple[str, ...] = ()
+    #: Of a request that one worker makes to another: what goes along with it (``context_wire``). Its ``limits`` are
+    #: then bounds that its version's own are lowered to.
+    context: bytes = b""
+    #: The server that the tree's request came to from outside: where the spans of all its stages are gathered.
+    edge: str = ""
 
     def under(self, lease: "Lease") -> "Request":
         """The request for the version that ``lease`` is for."""
@@ -192,6 +197,10 @@ class Ended:
     #: What starting an isolate of the version took on this host, and what the isolate holds; 0 until measured.
     start_cost_ms: float = 0.0
     isolate_bytes: int = 0
+    #: What its guest fetched, and whether it asked its machine's Server for any of that: then nobody but the Server
+    #: knows what others did for it.
+    subrequests: int = 0
+    called: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -420,8 +420,10 @@ class IsolateHost:
             _log.error("request %s: %s", request.request_id, finished.reason)
         ended = Ended(
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
-            start_type.value, queue_ms,
+            start_type.value, queue_ms, subrequests=finished.subrequests, called=egress is not None and egress.called,
         )  # fmt: skip
+        if egress is not None and egress.used:
+            self._tell_server(Frame.NOTICE, f"over {handler_id}".encode())
         self._end(link, request, ended, recorder, conversation.take_held())
 
     def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
@@ -435,6 +437,8 @@ class IsolateHost:
             request_id=request.request_id,
             traceparent=traceparent,
             loops_left=loops_left(request.head.headers),
+            context=request.context,
+            edge=request.edge,
         )
 
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:

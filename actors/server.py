@@ -13,9 +13,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from actors import routing
@@ -37,6 +37,7 @@ from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost
 from actors.link import Answer, BodySource, Links, LinkServer, PulledBody, Reply
+from actors.nested_calls import NestedCalls
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.prewarm import PrewarmLimits, Source
 from actors.prewarmer import Prewarmer
@@ -50,10 +51,10 @@ from actors.view import ClusterView, decode_plain, encode_plain
 from actors.view_keeper import ViewKeeper
 from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, HEAT, REQUEST
-from actors.worker import Limits, Version
+from actors.worker import Limits, Version, plain_limits
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
-from tracing.trace import Attr, Role, SpanName
+from tracing.trace import Attr, Role, Span, SpanName
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.server")
@@ -67,6 +68,8 @@ _PRELOAD_S_MAX = 3.0
 #: The longest that another server may take for a favour. One that hangs would gather what is told to it on the side, at
 #: 200 prewarms a second, until this side work has no place for anything else.
 _FAVOUR_S_MAX = 2.0
+#: Versions remembered that are no longer deployed: a request of one runs for 30 s, mostly.
+_REPLACED_MAX = 1_024
 #: Workers whose rates ``statistics`` shows.
 _HOTTEST_SHOWN = 20
 
@@ -121,7 +124,18 @@ class Server:
         self._submissions = Submissions(
             name, answer=self._answer, report=self._traces.report, side=self._side, entropy=entropy
         )
+        self._replaced: OrderedDict[str, Version] = OrderedDict()
+        #: What this machine's guests ask of other workers, for its way out.
+        self.nested = NestedCalls(
+            name,
+            answer=self._answer,
+            version_of=self._version_of,
+            chosen=lambda worker, affinity: self._view.version_for(worker, affinity),
+            report=self._report_stage,
+            entropy=entropy,
+        )
         self.calls: Calls = {
+            "report_spans": self.report_spans,
             "read_body": self.read_body,
             "submit": self._submissions.submit,
             "read_submitted": self._submissions.read,
@@ -144,6 +158,7 @@ class Server:
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
         await self._link_server.stop()
+        await self.nested.stop()
         await self._side.stop()
         await self._traces.close()
 
@@ -299,6 +314,35 @@ class Server:
             request.reuse, request.at_home, self._subscribers.told,
         )  # fmt: skip
 
+    # ------------------------------------------------------------------------------------------- stages of a tree
+
+    def _version_of(self, worker: str, version_id: str) -> Version | None:
+        """A version that is deployed, or was until lately: what runs may still call."""
+        deployed = self._view.workers.get(worker)
+        for version in deployed.versions if deployed is not None else ():
+            if version.version_id == version_id:
+                return version
+        return self._replaced.get(version_id)
+
+    def _report_stage(self, edge: str, spans: list[Span]) -> None:
+        """Spans of a stage that ran for this machine, for the Server where the tree's request came in."""
+        if edge in ("", self.name):
+            self._traces.report(spans)
+        else:
+            self._side.begin(self._report_to(edge, encode_spans(spans)))
+
+    async def _report_to(self, edge: str, report: bytes) -> None:
+        try:
+            async with asyncio.timeout(_FAVOUR_S_MAX):
+                await (await self._peers.get(f"{edge}/server")).call("report_spans", report)
+        except (PeerLost, PeerFailed, TimeoutError) as away:
+            _log.info("spans of a stage were dropped: %s", away or "it took too long")
+
+    async def report_spans(self, payload: bytes) -> bytes:
+        """A stage of a tree whose request came in here is over somewhere."""
+        self._traces.report(spans_of(payload))
+        return b""
+
     # ---------------------------------------------------------------------------------- what others call: requests
 
     async def read_body(self, payload: bytes) -> bytes:
@@ -355,8 +399,12 @@ class Server:
         if old is not None:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
-            for version in gone:
-                self._side.begin(self._drop(version))
+            for version in old.versions:
+                if version.version_id in gone:
+                    self._replaced[version.version_id] = version
+                    self._side.begin(self._drop(version.version_id))
+            while len(self._replaced) > _REPLACED_MAX:
+                self._replaced.popitem(last=False)
         self._subscribers.tell(notice)
 
     async def _drop(self, version: str) -> None:
@@ -386,8 +434,11 @@ class Server:
             self._host_says(word, version)
 
     def _host_says(self, word: str, version: str) -> None:
-        """A host has the first isolate of a version (``warm``), or lost the last (``cold``); or it was asked for one
-        ahead, and there was one already or no room for it (``unstarted``)."""
+        """A request that used the way out is ``over``. Or a host has the first isolate of a version (``warm``), or lost
+        the last (``cold``); or it was asked for one ahead, and there was one already or no room (``unstarted``)."""
+        if word == "over":
+            self.nested.over(version)
+            return
         if word == "warm":
             self._warmth.warm(version)
         elif word == "cold":
@@ -451,6 +502,7 @@ class Server:
                     "lost": counts.lost,
                     "sent_bytes": counts.sent_bytes,
                 },
+                "nested": self.nested.statistics(),
                 "hosts": len(self._hosts.alive),
                 "hosts_lost": self._hosts.lost,
                 "sticky_refusals": len(self._client.refusals),
@@ -460,11 +512,6 @@ class Server:
         )
 
 
-@lru_cache(maxsize=1_024)  # limits come from two plans and few manifests; every request needs them as plain numbers
-def _plain_limits(limits: Limits) -> dict[str, int | None]:
-    return {name: value for name, value in limits.to_plain().items() if value is None or isinstance(value, int)}
-
-
 def _with_version(request: Request, version: Version) -> Request:
     """The request for one version of its worker."""
     return replace(
@@ -472,15 +519,27 @@ def _with_version(request: Request, version: Version) -> Request:
         version=version.version_id,
         component_digest=version.component_digest,
         plan=version.plan.value,
-        limits=_plain_limits(version.limits),
+        limits=_lowered(version.limits, request.limits) if request.context else plain_limits(version.limits),
         reuse=version.reuse,
     )
+
+
+def _lowered(limits: Limits, bounds: Mapping[str, int | None]) -> dict[str, int | None]:
+    """A version's limits under those of whoever calls it."""
+    lowered = dict(plain_limits(limits))
+    for name, bound in bounds.items():
+        own = lowered[name]
+        if bound is not None:
+            lowered[name] = bound if own is None else min(own, bound)
+    return lowered
 
 
 def _bare(request: Request) -> Request:
     """A request without what its client sent: what starts an isolate waits in a queue, and is read on its way."""
     head = RequestHead("", "", "", "")
-    return replace(request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=())
+    return replace(
+        request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=(), context=b""
+    )
 
 
 def _now_s() -> float:

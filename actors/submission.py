@@ -69,7 +69,7 @@ class Submissions:
         parent = NO_PARENT if given is None else given.span_id
         recorder.context = recorder.context.child(root_id)
         began_ns = time.time_ns()
-        request = replace(request, traceparent=recorder.context.traceparent())
+        request = replace(request, traceparent=recorder.context.traceparent(), edge=self._server)
         answer, _, home = await self._answer(request, NoBody(), recorder)
         served = await answer.served()
         if served is not None:

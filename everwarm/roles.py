@@ -194,7 +194,7 @@ async def _start_server(world: World) -> Started:
     )
     world.socket("server").unlink(missing_ok=True)
     await server.start(world.socket("server"))
-    egress = EgressServer(_egress_policy(config))
+    egress = EgressServer(_egress_policy(config), nested=server.nested)
     world.socket("egress").unlink(missing_ok=True)
     await egress.start(world.socket("egress"))
     heartbeat = server.heartbeat(config.weight)
@@ -214,7 +214,9 @@ async def _start_server(world: World) -> Started:
         await egress.stop()
 
     return Started(
-        {**server.calls, "begin": begin, "statistics": statistics}, stop, direct=frozenset({"read_body", "prewarm"})
+        {**server.calls, "begin": begin, "statistics": statistics},
+        stop,
+        direct=frozenset({"read_body", "prewarm", "report_spans"}),
     )
 
 

@@ -141,7 +141,7 @@ class ClientExchange:
         )
         self._root_id = self._recorder.new_id()
         under_root = self._recorder.context.child(self._root_id)
-        self._request = replace(request, traceparent=under_root.traceparent())
+        self._request = replace(request, traceparent=under_root.traceparent(), edge=edge.name)
         self._sent_bytes = 0
         self._expected_bytes: int | None = None
         self._ended = False

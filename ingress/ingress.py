@@ -28,6 +28,7 @@ from actors.link import Links
 from actors.side_work import SideWork
 from actors.view import decode_plain
 from actors.wire import REQUEST
+from actors.worker_names import is_worker_name
 from ingress.authority import LocalAuthority
 from ingress.client_exchange import BrokenOff, ClientExchange, ExchangeLimits, Receive, Scope, Send, request_of
 from ingress.http_limits import HeadLimits, protocol_class
@@ -220,7 +221,9 @@ class Ingress:
                 self._leases.pop(self._leased_versions.pop(version, ""), None)
             self._body_bytes_max.update(notice.get("body_bytes_max", {}))
             if added := notice.get("add"):
-                self._routes = self._routes.with_routes({local_host(worker): worker for worker in added})
+                # A worker of a dispatch namespace has no name of its own here.
+                named = {local_host(worker): worker for worker in added if is_worker_name(worker)}
+                self._routes = self._routes.with_routes(named)
                 for worker in added:
                     self._leases.pop(worker, None)
             for worker in notice.get("remove", ()):

@@ -256,8 +256,10 @@ class _Job:
         started = Isolate.start(self._box, mapped, limits, secrets.token_bytes)
         if isinstance(started, StartFailed):
             return Rejected("startFailed", f"The component does not start: {started.reason}", started.advice)
-        survived = life(started)
-        started.close()
+        try:
+            survived = life(started)
+        finally:
+            started.close()
         if not survived:
             return Rejected("startFailed", "The component does not answer after its rehearsal.", "")
         imports = set(mapped.component.type.imports(self._box.engine)) - {part.name for part in shape.parts}

@@ -87,6 +87,7 @@ class Finished:
     reason: str
     logs: tuple[LogLine, ...]
     answered: bool
+    subrequests: int  # that it made
 
 
 @TICK  # type: ignore[untyped-decorator]
@@ -193,10 +194,20 @@ class Isolate:
 
     @classmethod
     def start(
-        cls, box: Sandbox, mapped: Mapped, limits: IsolateLimits, entropy: Callable[[int], bytes]
+        cls,
+        box: Sandbox,
+        mapped: Mapped,
+        limits: IsolateLimits,
+        entropy: Callable[[int], bytes],
+        variables: tuple[tuple[str, str], ...] = (),
     ) -> "Isolate | StartFailed":
-        """Instantiate ``mapped`` under the startup limits. The caller's thread does the work."""
+        """Instantiate ``mapped`` under the startup limits. The caller's thread does the work.
+
+        ``variables`` are (name, text) pairs, the guest's environment from its first instruction on. What is compiled
+        or rehearsed has none: its pieces are shared by versions whose variables differ.
+        """
         isolate = cls(box, mapped, limits, entropy)
+        isolate.guest.variables = variables
         failed: StartFailed | None = None
         started = False
         try:
@@ -333,6 +344,7 @@ class Isolate:
             reason,
             tuple(guest.logs),
             answered=isinstance(guest.response, Ok),
+            subrequests=guest.subrequests,
         )
 
     def _call(self, conversation: Conversation, call: Callable[[object, int, int, int], int | None]) -> int | None:

@@ -22,8 +22,11 @@ from typing import Any
 from host_process import HostProcess
 
 from actors.admission import AdmissionLimits
+from actors.bindings import NOTHING_BOUND, Bindings
 from actors.control_plane import ControlPlane
 from actors.deployer import Deployer
+from actors.egress import EgressServer
+from actors.egress_policy import EgressPolicy
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Request, RequestHead, Served
 from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Answer, BodySource, Links
@@ -35,9 +38,12 @@ from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits, Plan
+from actors.worker_names import user_worker
 from isolates.artifact import ArtifactStore
 from isolates.artifact import Compiled as Artifact
+from isolates.compiler import compile_and_start
 from isolates.conversation import BodyLost
+from isolates.limits import IsolateLimits
 
 #: Nobody is asked often enough for a copy: what goes home goes on going home.
 NO_COPIES = RoutingLimits(idle_chance_max=1e-300, spread_cpu=math.inf, popular_per_s=math.inf, popular_cpu=math.inf)
@@ -220,12 +226,14 @@ class Machine:
         self.code = directory / name / "code"
         self.server_socket = sockets / f"{name}-server.sock"
         self.host_socket = sockets / f"{name}-host.sock"
+        self.egress_socket = sockets / f"{name}-egress.sock"
         self.host = IsolateHost(
             f"{name}/host",
             self.host_socket,
             self.code,
             server=name,
             tell_server=ServerLine(self.server_socket).tell,
+            egress_socket=self.egress_socket,
             residency_limits=residency_limits or ResidencyLimits(),
             limits=HostLimits(),
         )
@@ -252,20 +260,22 @@ class Machine:
             peers=peers,
             limits=AdmissionLimits(),
         )
+        self.egress = EgressServer(EgressPolicy(), nested=self.server.nested)
         self.links = Links()
         peers.known[f"{name}/server"] = RemotePeer(f"{name}/server", self.server.calls, failures)
         peers.known[f"{name}/shard"] = RemotePeer(f"{name}/shard", self.shard.calls, failures)
 
     async def start(self) -> None:
         await self.server.start(self.server_socket)
+        await self.egress.start(self.egress_socket)
         if not self.processes:
             self.host.start()
-        for process in self.processes:
-            await asyncio.to_thread(process.start)
+        await asyncio.gather(*(asyncio.to_thread(process.start) for process in self.processes))
 
     async def stop(self) -> None:
         self.links.close()
         await self.server.stop()
+        await self.egress.stop()
         self.host.stop()
         for process in self.processes:
             await asyncio.to_thread(process.kill)
@@ -386,6 +396,8 @@ class CompleteServers:
                 server, shard = await machine.statistics(), await machine.shard_statistics()
                 if server["lent_out"] or shard["lent_out"] or shard["in_flight"]:
                     return False
+                if server["nested"]["stages"] or machine.egress.statistics()["links"]:
+                    return False
                 if machine.host.statistics()["running"] or machine.host.statistics()["queued"]:
                     return False
             calls = [peer.calls_under_way for peer in self.peers.known.values() if isinstance(peer, RemotePeer)]
@@ -393,15 +405,15 @@ class CompleteServers:
 
         await wait_until(empty, f"settled: {[(m.name, await m.statistics()) for m in self.machines]}")
 
-    async def deploy(self, name: str, component: bytes, **limits: int) -> dict[str, Any]:
+    async def deploy(
+        self, name: str, component: bytes, bindings: Bindings = NOTHING_BOUND, **limits: int
+    ) -> dict[str, Any]:
         """Deploy a component under ``name`` on the paid plan; the job as it ended."""
-        begun = decode_plain(
-            await self.control.deploy(
-                encode_plain(
-                    {"name": name, "plan": "paid", "limits": limits, "component": component, "author": "a test"}
-                )
-            )
-        )
+        asked = {
+            "name": name, "plan": "paid", "limits": limits, "component": component, "author": "a test",
+            "bindings": bindings.to_plain(),
+        }  # fmt: skip
+        begun = decode_plain(await self.control.deploy(encode_plain(asked)))
         job: dict[str, Any] = {}
 
         async def done() -> bool:
@@ -411,13 +423,15 @@ class CompleteServers:
         await wait_until(done, f"deployed {name}", within_s=60.0)
         return job
 
-    async def deploy_at(self, home: int, zig: str, **limits: int) -> str:
+    async def deploy_at(
+        self, home: int, zig: str, bindings: Bindings = NOTHING_BOUND, namespace: str = "", **limits: int
+    ) -> str:
         """Deploy an example worker under a name whose home is server ``home``; its name."""
         view = self.machines[0].server._view
-        names = (f"{zig.replace('_', '-')}-{i}" for i in self._names)
+        names = (user_worker(namespace, f"{zig.replace('_', '-')}-{i}") for i in self._names)
         name = next(name for name in names if view.home_of(name) == self[home].name)
         # Plenty, since a test's own threads and its garbage collection are charged to the guest that they meet.
-        job = await self.deploy(name, component(zig), **{"cpu_ms": 10_000, **limits})
+        job = await self.deploy(name, component(zig), bindings, **{"cpu_ms": 10_000, **limits})
         assert job["error"] is None, job
         return name
 
@@ -460,12 +474,19 @@ class Compiled:
             store.install(compiled)
 
 
-async def compiled_zig(directory: Path) -> Compiled:
-    """Compile the example workers once, as a deploy does."""
-    deployer = Deployer(directory)
+def compiled_zig(directory: Path) -> Compiled:
+    """Compile the example workers into a Deployer's directory, as its compile process does, but in this process: ten
+    of them would begin ten times."""
+    deployer, limits = Deployer(directory), Limits.for_plan(Plan.PAID)
+    startup = IsolateLimits(
+        startup_cpu_ms=limits.startup_cpu_ms,
+        memory_soft_bytes=limits.memory_soft_bytes,
+        memory_bytes_max=limits.memory_hard_bytes,
+    )
     stored = {}
     for path in sorted(ZIG.glob("*/worker.wasm")):
-        one = await deployer.store(path.read_bytes(), Limits.for_plan(Plan.PAID), lambda phase: None)
+        one = compile_and_start(path.read_bytes(), deployer.store_of_artifacts, startup)
         assert isinstance(one, Artifact), one
+        shutil.copyfile(path, directory / "components" / f"{one.component_digest}.wasm")
         stored[path.parent.name] = one
     return Compiled(directory, deployer.store_of_artifacts, stored)

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,11 @@ BORDERS = {
 PURE = {
     *(f"actors.{n}" for n in "dispatch admission routing capability exchange worker egress_policy".split()),
     *(f"actors.{n}" for n in "residency resident decision score_heap host_choice".split()),
-    *(f"actors.{n}" for n in "eviction lines past_starts room spares host_gauge".split()),
+    *(f"actors.{n}" for n in "eviction lines past_starts room spares host_gauge stage_calls".split()),
     *(f"actors.{n}" for n in "heat load_board next_use membership host_loads warmth prewarm".split()),
+    *(f"actors.{n}" for n in "budget ledger context flow stage_report tail_events".split()),
+    *(f"actors.{n}" for n in "bindings plain worker_names".split()),
+    *(f"everwarm.build.{n}" for n in "manifest_keys shape toml_places".split()),
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation egress immortal".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),
@@ -35,6 +39,7 @@ IMPURE = set("time random secrets os io pathlib socket select ssl threading asyn
 FILES = sorted(str(path.relative_to(REPOSITORY)) for floor in FLOORS for path in (REPOSITORY / floor).rglob("*.py"))
 
 
+@cache
 def imports(file: str) -> set[str]:
     """The modules a file imports anywhere in it, with what it takes from a package that is one of our floors."""
     found: set[str] = set()

@@ -1,22 +1,11 @@
 """A server's heartbeats, in virtual time: what must not stop them, and what they must not cut short."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from actors.heartbeat import Heartbeat
 from actors.peer import LocalPeers
 from actors.view import ClusterView, encode_plain
-from tests.simulation.virtual_loop import VirtualLoop
-
-
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-        assert not loop.faults
-    finally:
-        loop.close()
+from tests.simulation.virtual_loop import play
 
 
 class Control:

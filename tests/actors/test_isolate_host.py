@@ -8,7 +8,6 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ from pathlib import Path
 import pytest
 from complete_servers import Compiled, Got, HeldBody, Pieces, collect, request, upload, wait_until
 
+from actors.connection import Frame, LinkBroken, frame
 from actors.exchange import Ended, Load, Request
 from actors.host_conversation import LinkSocket
 from actors.isolate_host import HostLimits, IsolateHost
-from actors.link import Frame, LinkAnswer, LinkBroken, Links, frame
+from actors.link import LinkAnswer, Links
 from actors.mapped_code import MappedCodeLimits
 from actors.residency import ResidencyLimits
 from actors.wire import ENDED, REQUEST
@@ -74,6 +74,15 @@ class Asked:
             return self.notices[-1:] == [notice]
 
         await wait_until(told, f"{notice} is the last notice: {self.notices}")
+
+    async def told(self, *notices: str) -> None:
+        """Wait until this is all that the host said of itself: of what it starts ahead it tells after it counts."""
+
+        async def all_told() -> bool:
+            return len(self.notices) >= len(notices)
+
+        await wait_until(all_told, f"{len(notices)} notices: {self.notices}")
+        assert self.notices == list(notices)
 
 
 Make = Callable[..., Asked]
@@ -135,7 +144,7 @@ def test_hello_and_the_kinds_of_start(make: Make) -> None:
         ahead = await there.ask("echo")
         assert ahead.served is not None
         assert ahead.served.start_type == "prewarm"
-        assert there.notices == ["warm v-hello", "warm v-echo"]
+        await there.told("warm v-hello", "warm v-echo")
         assert there.host.statistics()["cold_starts"] == {"first-ever": 1}
 
     play(scenario())
@@ -157,16 +166,19 @@ def test_a_mebibyte_is_pulled_through(make: Make, path: str) -> None:
 def test_a_stream_arrives_while_it_is_made(make: Make) -> None:
     async def scenario() -> None:
         there = make()
+        slow = await there.begin(there.request("stream", "/?chunks=2&interval_ms=9000"))
+        assert await slow.served() is not None
+        assert await slow.read() == b"chunk 0\n"
+        assert not slow.ready()  # the guest still waits to make the next
+        slow.cancel()
         answer = await there.begin(there.request("stream", "/?chunks=3&interval_ms=100"))
         assert await answer.served() is not None
-        assert await answer.read() == b"chunk 0\n"
-        assert not answer.ready()  # the guest still waits to make the next
         pieces = [piece async for piece in _rest(answer)]
-        assert b"".join(pieces) == b"chunk 1\nchunk 2\n"
+        assert b"".join(pieces) == b"chunk 0\nchunk 1\nchunk 2\n"
         ended = await answer.ended()
         assert (ended.outcome, answer.whole) == (Outcome.OK, True)
         assert ended.wall_ms >= 200
-        assert ended.cpu_ms < 100
+        assert ended.cpu_ms < ended.wall_ms / 2  # waiting is not charged
 
     async def _rest(answer: LinkAnswer):  # type: ignore[no-untyped-def]
         while (piece := await answer.read()) is not None:
@@ -248,7 +260,7 @@ def test_a_torn_isolate_is_never_seen_again(make: Make) -> None:
         assert fresh.served is not None
         assert fresh.served.start_type == "cold"
         assert there.host.statistics()["cold_starts"] == {"first-ever": 1, "condemned": 1}
-        assert there.notices == ["warm v-trap", "cold v-trap", "warm v-trap"]
+        await there.told("warm v-trap", "cold v-trap", "warm v-trap")
 
     play(scenario())
 
@@ -275,9 +287,8 @@ def test_a_client_that_leaves_stops_a_guest_that_computes(make: Make) -> None:
         answer = await there.begin(there.request("spin"))
         await there.statistic("running", 1)
         answer.cancel()
-        began_s = time.monotonic()
+        await there.statistic("outcomes", {"canceled": 1})  # and not for the CPU that it used
         await there.statistic("running", 0)
-        assert time.monotonic() - began_s < 5  # far below its CPU limit
         await there.statistic("connections", 0)
         assert (await there.ask("hello")).ended.outcome is Outcome.OK
 
@@ -323,7 +334,8 @@ def test_a_late_piece_of_a_body_does_not_meet_the_next_request(make: Make) -> No
             if received[0] is Frame.ENDED:
                 return ENDED.decode(received[1])
 
-    impatient = there.request("echo", "/?digest", "POST", body_complete=False, limits={"wall_ms": 100})
+    # As long as a guest may take to its first read, on a machine with much else to do.
+    impatient = there.request("echo", "/?digest", "POST", body_complete=False, limits={"wall_ms": 500})
     link.send(frame(Frame.REQUEST, REQUEST.encode(impatient)))
     assert link.receive(10.0) == (Frame.STARTED, b"")
     assert link.receive(10.0) == (Frame.PULL, (65_536).to_bytes(4))
@@ -396,11 +408,12 @@ def test_each_request_of_a_single_shot_version_meets_a_fresh_isolate(make: Make)
             types.append(got.served.start_type)
             await there.statistic("spares", 1)
             await there.statistic("used_up", number + 1)
+            # The first start and each spare: there was always one for the next request.
+            await there.told(*["warm v-trap"] * (number + 2))
         assert types == ["cold"] + ["preload"] * 5
         seen = there.host.statistics()
         assert (seen["isolates"], seen["cold_starts"]) == (1, {"first-ever": 1})
         assert seen["starts"] == {"cold": 1, "preload": 6}
-        assert "cold v-trap" not in there.notices  # there was always one for the next request
 
     play(scenario())
 
@@ -438,8 +451,8 @@ def test_an_isolate_ends_after_as_many_requests_as_it_may_serve(make: Make) -> N
 def test_an_isolate_that_nobody_uses_is_let_go(make: Make) -> None:
     async def scenario() -> None:
         there = make(limits=HostLimits(pressure_every_s=0.01))
-        await there.ask("hello", reuse=Reuse(idle_s=1))
         await there.ask("echo")
+        await there.ask("hello", reuse=Reuse(idle_s=1))
         await there.statistic("expired", 1)
         assert there.host.statistics()["warm_versions"] == ["v-echo"]
         await there.last_notice("cold v-hello")
@@ -500,6 +513,7 @@ def test_a_home_keeps_its_place_and_a_prewarm_that_was_never_used_is_counted(mak
         there = make(ResidencyLimits(isolates_max=1))
         there.host.prewarm(there.request("echo"))
         await there.statistic("warm_versions", ["v-echo"])
+        await there.told("warm v-echo")
         await there.ask("hello", at_home=True)
         assert there.host.statistics()["wasted"] == {"prewarm": 1}
         there.host.prewarm(there.request("echo"))

@@ -1,23 +1,13 @@
 """What must go on in the keeping of the ring, whatever fails: ticks, installs, and telling who missed it."""
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 from actors.fleet import Fleet
 from actors.peer import LocalPeers, PeerLost
 from actors.ring_keeper import RingKeeper
 from actors.view import decode_plain, encode_plain
-from tests.simulation.virtual_loop import VirtualLoop
-
-
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-        assert not loop.faults
-    finally:
-        loop.close()
+from tests.simulation.virtual_loop import play
 
 
 class Catalog:

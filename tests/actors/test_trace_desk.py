@@ -1,20 +1,9 @@
 """What must not end the gathering of traces."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from actors.trace_desk import TraceDesk
-from tests.simulation.virtual_loop import VirtualLoop
-
-
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-        assert not loop.faults
-    finally:
-        loop.close()
+from tests.simulation.virtual_loop import play
 
 
 class Collector:

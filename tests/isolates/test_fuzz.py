@@ -17,7 +17,7 @@ from tests.isolates.fuzz import Fault, Fuzz
 from tests.isolates.fuzz_world import RecordedWorld
 
 #: Some 20 s; a number in the environment makes it more.
-SEEDS = int(os.environ.get("EVERWARM_FUZZ_SEEDS", "140"))
+SEEDS = int(os.environ.get("EVERWARM_FUZZ_SEEDS", "100"))
 #: Functions that a guest has no way to: methods of what it can not have. Those of the packages that are denied.
 _DENIED = ("wasi:filesystem/types@", "wasi:sockets/")
 

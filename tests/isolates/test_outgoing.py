@@ -276,7 +276,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("path", "query", "code"),
         [("/break/100000", "", b"HTTP-response-incomplete"),
-         ("/stall/100000", "between_bytes_ms=50", b"connection-read-timeout")],
+         ("/stall/100000", "between_bytes_ms=400", b"connection-read-timeout")],
     )  # fmt: skip
     def test_an_answer_that_breaks_off_breaks_off_the_guests_own(
         self, path: str, query: str, code: bytes, fetch: Isolate, origin: LocalOrigin, egress: SocketEgress

@@ -270,18 +270,19 @@ def thief(called: str, *, code: str = "") -> bytes:
     return engine(1, imports=imports, more=more, code=code)
 
 
+@pytest.fixture(scope="module")
+def victims(store: ArtifactStore, box: Sandbox) -> list[Mapped]:
+    """Tenants whose parts are bound in linkers, one of them with more parts than a split engine has."""
+    for number in (100, 101):
+        mapped = store.map(box, compiled(engine(number), store).component_digest)
+        isolate = Isolate.start(box, mapped, IsolateLimits(), os.urandom)
+        assert isinstance(isolate, Isolate)
+        isolate.close()
+    return [mapped]
+
+
 class TestTheft:
     """A name that the host binds for one tenant, asked for by another."""
-
-    @pytest.fixture
-    def victims(self, store: ArtifactStore, box: Sandbox) -> list[Mapped]:
-        """Tenants whose parts are bound in linkers, one of them with more parts than a split engine has."""
-        for number in (100, 101):
-            mapped = store.map(box, compiled(engine(number), store).component_digest)
-            isolate = Isolate.start(box, mapped, IsolateLimits(), os.urandom)
-            assert isinstance(isolate, Isolate)
-            isolate.close()
-        return [mapped]
 
     @pytest.mark.parametrize("code", ["", MUCH_CODE], ids=["small", "split itself"])
     @pytest.mark.parametrize("called", ["everwarm-part0", "everwarm-part1", "everwarm-part2", "everwarm-data", "other"])

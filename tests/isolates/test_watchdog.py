@@ -3,7 +3,7 @@
 import ctypes
 import os
 import threading
-import time
+from itertools import pairwise
 
 import pytest
 
@@ -63,15 +63,14 @@ def test_a_guest_that_waits_is_not_watched_meanwhile_and_streams_in_time(held: H
     conversation = ScriptedConversation("/?chunks=4&interval_ms=20")
     finished = isolate.run(conversation)
     assert finished.outcome is Outcome.OK
-    assert [round((b - a) * 50) for (a, _), (b, _) in zip(conversation.sent, conversation.sent[1:], strict=False)]
-    assert conversation.sent[-1][0] - conversation.sent[0][0] > 0.05
+    assert all(later_s - earlier_s >= 0.02 for (earlier_s, _), (later_s, _) in pairwise(conversation.sent))
 
 
 def test_a_client_that_leaves_ends_it(held: Held, start: Start) -> None:
     isolate = start(held("spin"), cpu_ms=10_000)
-    began = time.monotonic()
-    assert isolate.run(ScriptedConversation(client_leaves_after_s=0.05)).outcome is Outcome.CANCELED
-    assert time.monotonic() - began < 2
+    finished = isolate.run(ScriptedConversation(client_leaves_after_s=0.05))
+    assert finished.outcome is Outcome.CANCELED
+    assert finished.usage.cpu_ms < 2_000
 
 
 def test_eight_at_once(held: Held, start: Start) -> None:

@@ -1,0 +1,223 @@
+"""Workers that call each other, on complete servers: real guests, real hosts, and peers that can be lost."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload, wait_until
+
+from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding
+from actors.exchange import Outcome
+from actors.view import decode_plain, encode_plain
+from actors.wire import CHUNK, REQUEST, SERVED
+from tracing.trace import Attr, Span, SpanName
+from tracing.wire import decode_spans
+
+Scenario = Callable[[CompleteServers], Awaitable[None]]
+
+
+@pytest.fixture
+def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
+    """Play a scenario on a fresh cluster of three servers."""
+
+    def run(scenario: Scenario, servers: int = 3, **made_with: Any) -> None:
+        async def whole() -> None:
+            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, zig.directory, **made_with) as cluster:
+                await scenario(cluster)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def bound(**services: str) -> Bindings:
+    """Service bindings by name."""
+    return Bindings(services=tuple(ServiceBinding(name, worker) for name, worker in services.items()))
+
+
+async def spans_at(cluster: CompleteServers, edge: int, stages: int) -> list[Span]:
+    """The spans of the one trace that came in at a server, once as many stages have told."""
+    found: list[Span] = []
+
+    async def told() -> bool:
+        (latest,) = decode_plain(await cluster[edge].server._traces.traces(encode_plain({"limit": 1}))) or [None]
+        if latest is None:
+            return False
+        report = await cluster[edge].server._traces.trace(encode_plain({"trace_id": latest["trace_id"]}))
+        spans = decode_spans(report)
+        assert isinstance(spans, list)
+        found[:] = spans
+        return sum(span.name == SpanName.REQUEST for span in spans) == stages
+
+    await wait_until(told, f"{stages} stages have told")
+    return found
+
+
+async def drive(cluster: CompleteServers, edge: int, worker: str, path: str) -> tuple[int, bytes]:
+    """A driver's request, which makes the root of its trace; status and body."""
+    server = cluster[edge].server
+    answer = decode_plain(await server._submissions.submit(REQUEST.encode(request(worker, path))))
+    chunk = CHUNK.decode(answer["chunk"])
+    body = chunk.data
+    while chunk.ended is None:
+        chunk = CHUNK.decode(await server._submissions.read(answer["rest"]))
+        body += chunk.data
+    return SERVED.decode(answer["served"]).status, body
+
+
+@pytest.mark.parametrize("callee_home", [1, 2])
+def test_a_worker_calls_another_by_its_binding(play: Callable[..., None], callee_home: int) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(callee_home, "hello")
+        caller = await cluster.deploy_at(1, "fetch", bound(api=callee))
+        for _ in range(3):
+            got = await cluster[1].ask(request(caller, "/?url=http://api.binding.internal/far"))
+            assert got.served is not None
+            assert (got.served.status, got.body) == (200, b"hello from Zig\nyou asked for /far\n")
+            assert got.ended.outcome is Outcome.OK
+        offered = (await cluster[1].sharded())["offered"]
+        assert offered == (0 if callee_home == 1 else 3)
+
+    play(scenario)
+
+
+def test_a_name_that_is_not_bound_reaches_nobody(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(1, "hello")
+        bound_to_it = await cluster.deploy_at(1, "fetch", bound(api=callee))
+        bound_to_nothing = await cluster.deploy_at(1, "fetch")
+        for caller, name in (
+            (bound_to_it, "other.binding.internal"),
+            (bound_to_it, f"{callee}.binding.internal"),
+            (bound_to_it, f"{callee}.dispatch.internal"),
+            (bound_to_nothing, "api.binding.internal"),
+            (bound_to_nothing, "api.binding.internal."),
+        ):
+            got = await cluster[1].ask(request(caller, f"/?url=http://{name}/"))
+            assert got.body == b"destination-not-found\n", name
+        assert (await cluster[1].statistics())["nested"]["calls"] == 0
+
+    play(scenario)
+
+
+def test_bodies_stream_both_ways_through_a_call(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(2, "echo")
+        caller = await cluster.deploy_at(1, "fetch", bound(echo=callee))
+        data = bytes(range(256)) * 4096
+        fields, rest = upload(data)
+        got = await cluster[1].ask(
+            request(caller, "/?url=http://echo.binding.internal/", method="POST", **fields), rest
+        )
+        assert (got.ended.outcome, got.whole, len(got.body)) == (Outcome.OK, True, len(data)), got.ended.reason
+        assert got.body == data
+
+    play(scenario)
+
+
+def test_an_ending_of_a_callee_is_an_answer_for_its_caller(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        for zig, status in (("spin", 429), ("trap", 502), ("silent", 502)):
+            callee = await cluster.deploy_at(2, zig, cpu_ms=20)
+            caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
+            got = await cluster[1].ask(request(caller, "/?url=http://callee.binding.internal/"))
+            assert got.served is not None
+            assert (got.served.status, got.ended.outcome) == (status, Outcome.OK), zig
+        caller = await cluster.deploy_at(1, "fetch", bound(callee="nobody"))
+        got = await cluster[1].ask(request(caller, "/?url=http://callee.binding.internal/"))
+        assert got.served is not None
+        assert got.served.status == 404
+
+    play(scenario)
+
+
+def test_users_of_a_namespace_are_called_by_name_and_are_kept_apart(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        user = await cluster.deploy_at(2, "hello", namespace="customers")
+        other = await cluster.deploy_at(2, "hello", namespace="others")
+        dispatcher = await cluster.deploy_at(1, "fetch", Bindings(dispatch=(DispatchBinding("dispatch", "customers"),)))
+        name = user.partition("/")[2]
+        got = await cluster[1].ask(request(dispatcher, f"/?url=http://{name}.dispatch.internal/hi"))
+        assert got.body == b"hello from Zig\nyou asked for /hi\n"
+        for absent in (other.partition("/")[2], dispatcher):
+            got = await cluster[1].ask(request(dispatcher, f"/?url=http://{absent}.dispatch.internal/"))
+            assert got.served is not None
+            assert got.served.status == 404
+
+    play(scenario)
+
+
+def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Callable[..., None]) -> None:
+    """There is no way around it: without one, the way out would look the name up, and find no such origin."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        user = await cluster.deploy_at(2, "fetch", namespace="customers")
+        guard = await cluster.deploy_at(3, "hello")
+        bindings = Bindings(dispatch=(DispatchBinding("dispatch", "customers"),), outbound=Outbound(guard))
+        dispatcher = await cluster.deploy_at(1, "fetch", bindings)
+        name = user.partition("/")[2]
+        path = f"/?url=http://{name}.dispatch.internal/?url=http://origin.invalid/secret"
+        status, body = await drive(cluster, 1, dispatcher, path)
+        assert (status, body) == (200, b"hello from Zig\nyou asked for /secret\n")
+
+        spans = await spans_at(cluster, 1, stages=3)
+        stages = sorted((s for s in spans if s.name == SpanName.REQUEST), key=lambda s: s.start_ns)
+        assert [s.attributes[Attr.WORKER] for s in stages] == [dispatcher, user, guard]
+        assert [s.attributes.get(Attr.DEPTH) for s in stages] == [None, 1, 1]
+        handlers = {s.span_id: s for s in spans if s.name == SpanName.HANDLER}
+        for above, below in itertools.pairwise(stages):
+            parent = handlers[below.parent_span_id or ""]
+            assert parent.attributes[Attr.WORKER] == above.attributes[Attr.WORKER]
+        assert {s.server for s in handlers.values()} == {"server-1", "server-2", "server-3"}
+        known = {s.span_id for s in spans}
+        assert [s.name for s in spans if s.parent_span_id not in known] == [SpanName.REQUEST]
+
+    play(scenario)
+
+
+def test_a_worker_that_calls_itself_comes_to_an_end(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        job = await cluster.deploy("ouroboros", component("fetch"), bound(me="ouroboros"), cpu_ms=1_000)
+        assert job["error"] is None
+        path = "/" + "?url=http://me.binding.internal/" * 20
+        got = await cluster[1].ask(request("ouroboros", path))
+        assert got.served is not None
+        assert got.ended.outcome is Outcome.OK
+        assert got.body in (b"HTTP-request-denied\n", b"loop-detected\n")
+
+    play(scenario)
+
+
+def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(2, "spin", cpu_ms=60_000)
+        caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
+        answer = await cluster[1].begin(request(caller, "/?url=http://callee.binding.internal/"), Pieces())
+
+        async def runs() -> bool:
+            return cluster[2].host.statistics()["running"] == 1
+
+        await wait_until(runs, "the callee runs")
+        answer.cancel()
+        await cluster.settled()
+
+    play(scenario)
+
+
+def test_a_lost_home_is_told_to_the_caller(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(2, "hello")
+        caller = await cluster.deploy_at(1, "fetch", bound(api=callee))
+        fields, rest = upload(b"once")
+        cluster.lose("server-2/shard", "serve", delivered=None)
+        answer = await cluster[1].begin(
+            request(caller, "/?url=http://api.binding.internal/", method="POST", **fields), rest
+        )
+        got = await collect(answer)
+        assert got.served is not None
+        assert (got.served.status, got.ended.outcome) == (502, Outcome.OK)
+
+    play(scenario)
