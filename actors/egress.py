@@ -40,7 +40,8 @@ from actors.egress_policy import (
     request_refusal,
     shorter,
 )
-from actors.nested_calls import Aimed, CallRefused, NestedCalls
+from actors.nested_answer import CallRefused
+from actors.nested_calls import Aimed, NestedCalls
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode
@@ -260,7 +261,7 @@ class EgressServer:
         """An exchange up to the last byte of its answer. ``ExchangeFailed`` says why not."""
         if self._nested is not None:
             try:
-                aimed = self._nested.aim(asked)
+                aimed = await self._nested.aim(asked)
                 if aimed is not None:
                     await self._call(self._nested, aimed, connection)
                     return
@@ -297,7 +298,7 @@ class EgressServer:
                 async for piece in answer.pieces():
                     await self._pass_on(piece, connection)
             finally:
-                answer.close()
+                nested.close(answer)
 
     def _judge(self, asked: Asked) -> tuple[Target, Headers]:
         head = asked.head

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.egress_policy import LOOPS_MAX
+from actors.exchange import Capability
 from actors.wire import Codec, Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode, OutgoingHead, OutgoingTimeouts
@@ -36,6 +37,7 @@ class Asked:
     connections_max: int = 6
     #: What the asking request runs under, and where its trace is gathered, as in ``exchange.Request``.
     context: bytes = b""
+    call: Capability | None = None
     edge: str = ""
 
 

@@ -16,6 +16,7 @@ from actors.bindings import is_internal
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, decode_failed
 from actors.egress_policy import LOOPS_MAX
+from actors.exchange import Capability
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts
@@ -44,6 +45,7 @@ class HostEgress:
         loops_left: int = LOOPS_MAX,
         connections_max: int = 6,
         context: bytes = b"",
+        call: Capability | None = None,
         edge: str = "",
     ) -> None:
         """``allow`` and what follows it as in ``egress_frames.Asked``."""
@@ -56,6 +58,7 @@ class HostEgress:
         self._loops_left = loops_left
         self._connections_max = connections_max
         self._context = context
+        self._call = call
         self._edge = edge
         #: Whether anything was asked of the way out; and whether any of that may have been for another worker.
         self.used = False
@@ -75,6 +78,7 @@ class HostEgress:
                 loops_left=self._loops_left,
                 connections_max=self._connections_max,
                 context=self._context,
+                call=self._call,
                 edge=self._edge,
             )
         )

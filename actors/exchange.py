@@ -94,6 +94,9 @@ class Request:
     #: Of a request that one worker makes to another: what goes along with it (``context_wire``). Its ``limits`` are
     #: then bounds that its version's own are lowered to.
     context: bytes = b""
+    #: Of such a request: the call as its caller's Server knows it, which is asked for more of the tree's budget, and
+    #: told what was spent of it.
+    call: Capability | None = None
     #: The server that the tree's request came to from outside: where the spans of all its stages are gathered.
     edge: str = ""
 

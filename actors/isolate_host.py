@@ -423,7 +423,7 @@ class IsolateHost:
             start_type.value, queue_ms, subrequests=finished.subrequests, called=egress is not None and egress.called,
         )  # fmt: skip
         if egress is not None and egress.used:
-            self._tell_server(Frame.NOTICE, f"over {handler_id}".encode())
+            self._tell_server(Frame.NOTICE, f"over {handler_id} {int(ended.cpu_ms * 1_000)}".encode())
         self._end(link, request, ended, recorder, conversation.take_held())
 
     def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
@@ -438,6 +438,7 @@ class IsolateHost:
             traceparent=traceparent,
             loops_left=loops_left(request.head.headers),
             context=request.context,
+            call=request.call,
             edge=request.edge,
         )
 

@@ -11,45 +11,43 @@ has a *context* (``context.py``), and that somebody other than a client gets its
 first call and put away when its host says that the request is over. A request from outside has no context yet; its
 first call makes the root's. Most requests call nobody, and then nothing of this exists.
 
-**Endings.** An ending of a callee is an answer for its caller, with a status that says whose fault it is and the
-ending's name in ``everwarm-outcome``; only the edge turns endings into the tree's. An answer that breaks off later is
-``HTTP-response-incomplete``.
+**Budget.** A share is a guess, and a stage whose share is used up asks: its Server calls the one of its caller
+(``more_budget``), which gives out of its own, or asks further up. When a stage that called others is over, its Server
+tells the caller's what the subtree spent (``spent``), because no answer's end can say so. ``Request.call`` is that call
+as a capability: lent with the request, taken back when the callee has had its last word.
 
 **Spans** of a callee are reported to the Server of the machine that got the tree's request from outside, where the rest
-of the trace is. They go when the callee is over, which may be long after its caller.
+of the trace is. They go when the callee is over, which may be long after its caller (``nested_answer.py``).
 """
 
+import asyncio
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
 
 from actors.bindings import is_internal
-from actors.budget import Budget, Exceeded, Spent
-from actors.connection import Connection, Frame, LinkBroken
+from actors.budget import Budget, Exceeded, Resource, Spent
+from actors.calling_stage import CallingStage
+from actors.capability import Exports, ExportsFull
+from actors.connection import Connection, Frame
 from actors.context import Context
 from actors.context_wire import TooLarge, decode_context, encode_context
 from actors.egress_frames import Asked
-from actors.exchange import Ended, Outcome, Request, RequestHead, Served, status_of
-from actors.link import Answer, BodySource
+from actors.exchange import Capability, Outcome, Request, RequestHead
+from actors.nested_answer import Answering, CallRefused, FramesBody, NestedAnswer
+from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.side_work import SideWork
-from actors.stage import is_error, root_attributes
-from actors.stage_calls import Aim, Call, Refused, StageCalls, World, stripped
-from actors.submission import spans_of
+from actors.stage_calls import Aim, Refused, StageCalls, World
 from actors.wire import Undecodable
 from actors.worker import Limits, Plan, Version, plain_limits
-from isolates.conversation import BodyLost, ResponseHead
-from isolates.egress import ErrorCode
 from tracing.recorder import Recorder
-from tracing.trace import Attr, Role, Span, SpanName, parse_traceparent
+from tracing.trace import Role, Span, parse_traceparent
 
 _log = logging.getLogger("everwarm.nested_calls")
 
-OUTCOME_HEADER = "everwarm-outcome"
-
-#: Finds version and place of a request, and sends it: ``Server``'s own way for any request.
-Answering = Callable[[Request, BodySource, Recorder], Awaitable[tuple[Answer, Request | None, str]]]
 #: The version of a worker that has an id, also for a while after it was replaced; None when nobody knows it.
 VersionOf = Callable[[str, str], Version | None]
 #: The version of a worker that answers next; ``SCRIPT_NOT_FOUND`` when nothing is deployed.
@@ -57,18 +55,9 @@ Chosen = Callable[[str, bytes], Version | Outcome]
 #: Takes spans for the Server of that name.
 Reporting = Callable[[str, list[Span]], None]
 
-#: What a caller gets for a callee's ending: whose fault it is, as far as a status can say. A limit is the callee's own
-#: (as an answer to too much), a full cluster passes, and what failed behind the caller is a bad gateway.
-_STATUS = {
-    Outcome.SCRIPT_NOT_FOUND: 404,
-    Outcome.EXCEEDED_CPU: 429,
-    Outcome.EXCEEDED_MEMORY: 429,
-    Outcome.EXCEEDED_WALL_TIME: 429,
-    Outcome.LOAD_SHED: 503,
-    Outcome.KILL_SWITCH: 503,
-}
-_BAD_GATEWAY = 502
-_BROKEN_OFF: ErrorCode = ("HTTP-response-incomplete", None)
+#: Another Server's answer about a budget: one that hangs must not hold a guest's call.
+_ASK_S_MAX = 2.0
+_NOTHING = Spent()
 
 
 class NestedCalls:
@@ -86,6 +75,7 @@ class NestedCalls:
         chosen: Chosen,
         report: Reporting,
         entropy: Callable[[int], bytes],
+        peers: Peers,
     ) -> None:
         self._server = server
         self._answer = answer
@@ -93,57 +83,116 @@ class NestedCalls:
         self._chosen = chosen
         self._report = report
         self._entropy = entropy
-        self._stages: OrderedDict[str, StageCalls] = OrderedDict()
+        self._peers = peers
+        self._stages: OrderedDict[str, CallingStage] = OrderedDict()
+        self._lent: Exports[NestedAnswer] = Exports(f"{server}/server")
         self._side = SideWork(f"{server}/nested")
-        self.counts = {"calls": 0, "refused": 0}
+        self.counts = {"calls": 0, "refused": 0, "asked_for_more": 0, "shares_lost": 0}
+        self.calls: Calls = {"more_budget": self.more_budget, "spent": self.spent}
 
     def statistics(self) -> dict[str, int]:
         """Counters, and the stages that called somebody and still run."""
-        return {**self.counts, "stages": len(self._stages)}
+        return {**self.counts, "stages": len(self._stages), "lent_out": len(self._lent)}
 
-    def over(self, stage: str) -> None:
+    def over(self, stage: str, cpu_us: int) -> None:
         """A host tells that the request with this handler's span is over: it calls nobody any more."""
-        self._stages.pop(stage, None)
+        over = self._stages.pop(stage, None)
+        if over is not None and over.caller is not None:
+            self._side.begin(self._tell_spent(over, over.caller, cpu_us))
+
+    async def _tell_spent(self, over: "CallingStage", caller: Capability, cpu_us: int) -> None:
+        """Say what a stage and all below it spent, once those have had their last word, or soon."""
+        await over.wait_idle()
+        report = _SpentReport(caller, over.calls.ledger.close(cpu_us))
+        await self._ask(caller.owner, "spent", _SPENT_ENCODER.encode(report))
+
+    async def spent(self, payload: bytes) -> bytes:
+        """What became of a call's share; nobody waits for it when its caller has gone."""
+        report = _SPENT.decode(payload)
+        answer = self._lent.owned(report.call)
+        if answer is not None:
+            answer.told(report.spent)
+        return b""
+
+    async def more_budget(self, payload: bytes) -> bytes:
+        """A callee's share has too little of something: a ``Budget`` on top, or nothing."""
+        asked = _MORE.decode(payload)
+        answer = self._lent.owned(asked.call)
+        if answer is None:
+            return b""
+        extra = answer.more(asked.what)
+        if isinstance(extra, Exceeded) and await self._has_more(answer.stage, asked.what):
+            extra = answer.more(asked.what)
+        return b"" if isinstance(extra, Exceeded) else _SPENT_ENCODER.encode(extra)
+
+    async def _has_more(self, stage: "CallingStage", what: Resource) -> bool:
+        """Ask a stage's caller for more of its share; whether there was any."""
+        if stage.caller is None:
+            return False
+        self.counts["asked_for_more"] += 1
+        asked = _MoreAsked(stage.caller, what)
+        answered = await self._ask(stage.caller.owner, "more_budget", _SPENT_ENCODER.encode(asked))
+        if not answered:
+            return False
+        stage.calls.ledger.granted_more(_BUDGET.decode(answered))
+        return True
+
+    async def _ask(self, server: str, method: str, payload: bytes) -> bytes:
+        """Ask the Server of another stage; nothing when it is away, or takes too long."""
+        if server == f"{self._server}/server":
+            return await self.calls[method](payload)
+        try:
+            async with asyncio.timeout(_ASK_S_MAX):
+                return await (await self._peers.get(server)).call(method, payload)
+        except (PeerLost, PeerFailed, TimeoutError) as away:
+            _log.info("%s did not answer %s: %s", server, method, away or "it took too long")
+            return b""
 
     async def stop(self) -> None:
         """Forget what is on the side."""
         await self._side.stop()
 
-    def aim(self, asked: Asked) -> "Aimed | None":
+    async def aim(self, asked: Asked) -> "Aimed | None":
         """Whose a fetch is; None: the world's, and counted as such. ``CallRefused``: nobody's."""
-        calls = self._stage_of(asked)
-        if calls is None:
+        stage = self._stage_of(asked)
+        if stage is None:
             if is_internal(asked.head.authority):
                 raise self._refusal(asked, Refused(("destination-not-found", None), "its version is bound to nothing"))
             return None
-        aim = calls.aim(asked.head.authority)
+        aim = stage.calls.aim(asked.head.authority)
         if isinstance(aim, World):
-            refused = calls.out()
+            refused = stage.calls.out()
+            if refused is not None and refused.exceeded and await self._has_more(stage, refused.exceeded):
+                refused = stage.calls.out()
             if refused is not None:
                 raise self._refusal(asked, refused)
             return None
         if isinstance(aim, Refused):
             raise self._refusal(asked, aim)
-        return Aimed(asked, calls, aim)
+        return Aimed(asked, stage, aim)
 
     async def open(self, aimed: "Aimed", first: tuple[Frame, bytes] | None, rest: Connection) -> "NestedAnswer":
         """Carry out a fetch that is for a worker. ``first`` is the first frame of its body, if it has come, ``rest``
         where the others come from. ``CallRefused`` says why not."""
-        asked, calls, aim = aimed.asked, aimed.calls, aimed.aim
+        asked, stage, aim = aimed.asked, aimed.stage, aimed.aim
         recorder = Recorder.under(asked.traceparent, self._server, Role.SERVER, self._entropy)
-        stage = recorder.new_id()
+        callee = recorder.new_id()
         version = self._chosen(aim.worker, asked.request_id.encode())
         limits = version.limits if isinstance(version, Version) else Limits.for_plan(Plan.FREE)
-        call = calls.call(aim, asked.head, stage, limits)
+        call = stage.calls.call(aim, asked.head, callee, limits)
+        if isinstance(call, Refused) and call.exceeded:
+            await stage.wait_settled()
+            call = stage.calls.call(aim, asked.head, callee, limits)
+        if isinstance(call, Refused) and call.exceeded and await self._has_more(stage, call.exceeded):
+            call = stage.calls.call(aim, asked.head, callee, limits)
         if isinstance(call, Refused):
             raise self._refusal(asked, call)
         context = encode_context(call.context)
         if isinstance(context, TooLarge):
-            calls.over(call, _NOTHING)
+            stage.calls.over(call, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
         self.counts["calls"] += 1
-        parent = recorder.context.span_id
-        recorder.context = recorder.context.child(stage)
+        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self._report)
         head = asked.head
         request = Request(
             asked.request_id,
@@ -154,22 +203,35 @@ class NestedCalls:
             body_first=first[1] if first is not None and first[0] is Frame.BODY else b"",
             body_complete=first is not None and first[0] is Frame.BODY_END,
             context=context,
+            call=self._lend(answer),
             edge=asked.edge or self._server,
         )
-        began = _Began(time.time_ns(), parent, stage, len(call.context.layers))
         try:
-            answer, _, home = await self._answer(request, _FramesBody(rest, request.body_complete), recorder)
+            await answer.begin(request, self._answer, FramesBody(rest, request.body_complete))
         except BaseException:
-            calls.over(call, None)
+            answer.abandon()
             raise
-        return NestedAnswer(self, calls, call, request, recorder, began, answer, home)
+        return answer
+
+    def _lend(self, answer: "NestedAnswer") -> Capability | None:
+        """The call as a capability; None when too much is lent: then its share is all that it gets."""
+        try:
+            answer.capability = self._lent.mint(answer)
+        except ExportsFull:
+            return None
+        return answer.capability
+
+    def _take_back(self, answer: NestedAnswer, spent: Spent | None) -> None:
+        self.counts["shares_lost"] += spent is None
+        if answer.capability is not None:
+            self._lent.release(answer.capability)
 
     def _refusal(self, asked: Asked, refused: Refused) -> "CallRefused":
         self.counts["refused"] += 1
         _log.info("a call of %s is refused: %s", asked.worker, refused.why)
         return CallRefused(refused)
 
-    def _stage_of(self, asked: Asked) -> StageCalls | None:
+    def _stage_of(self, asked: Asked) -> "CallingStage | None":
         """The stage that asks; None for one of a version that is not known here any more: it is bound to nothing."""
         trace = parse_traceparent(asked.traceparent)
         version = self._version_of(asked.worker, asked.version)
@@ -190,26 +252,15 @@ class NestedCalls:
         begun = StageCalls.begin(version, context)
         if isinstance(begun, Exceeded):
             raise self._refusal(asked, Refused(begun.code, begun.text))
-        self._stages[trace.span_id] = begun
+        stage = self._stages[trace.span_id] = CallingStage(begun, asked.call)
         if len(self._stages) > self.STAGES_MAX:
             self._stages.popitem(last=False)
-        return begun
+        return stage
 
-    def finish(self, answer: "NestedAnswer") -> None:
-        """Wait, on the side, for the last word on a callee whose answer is over."""
+    def close(self, answer: NestedAnswer) -> None:
+        """The caller has all that it will read."""
+        answer.close()
         self._side.begin(answer.settle())
-
-    def report(self, edge: str, spans: list[Span]) -> None:
-        """Tell the Server at the tree's edge of a callee's spans."""
-        self._report(edge, spans)
-
-
-class CallRefused(Exception):
-    """A fetch for a worker that is not made; the code is its guest's."""
-
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.why)
-        self.code = refused.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,127 +268,21 @@ class Aimed:
     """A fetch that is for a worker, not carried out yet."""
 
     asked: Asked
-    calls: StageCalls
+    stage: "CallingStage"
     aim: Aim
 
 
-class _Began:
-    """When a call began, and where it hangs in its trace."""
-
-    __slots__ = ("at_ns", "depth", "parent", "stage")
-
-    def __init__(self, at_ns: int, parent: str, stage: str, depth: int) -> None:
-        self.at_ns = at_ns
-        self.parent = parent
-        self.stage = stage
-        self.depth = depth
+class _MoreAsked(msgspec.Struct, frozen=True):
+    call: Capability
+    what: Resource
 
 
-class NestedAnswer:
-    """A callee's answer on its way to the host of its caller. Whoever opened it closes it, on every path."""
-
-    def __init__(
-        self,
-        nested: NestedCalls,
-        calls: StageCalls,
-        call: Call,
-        request: Request,
-        recorder: Recorder,
-        began: _Began,
-        answer: Answer,
-        home: str,
-    ) -> None:
-        self._nested = nested
-        self._calls = calls
-        self._call = call
-        self._request = request
-        self._recorder = recorder
-        self._began = began
-        self._answer = answer
-        self._home = home
-        self._served: Served | None = None
-        self._settled = False
-
-    async def head(self) -> ResponseHead:
-        """The head of the answer, or of the page that stands for an ending without one."""
-        self._served = await self._answer.served()
-        if self._served is not None:
-            return ResponseHead(self._served.status, stripped(self._served.headers))
-        ended = await self._answer.ended()
-        status = _STATUS.get(ended.outcome, _BAD_GATEWAY)
-        return ResponseHead(
-            status, ((OUTCOME_HEADER, ended.outcome.value.encode()), ("content-type", b"text/plain; charset=utf-8"))
-        )
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body. ``CallRefused`` when it breaks off."""
-        if self._served is None:
-            ended = await self._answer.ended()
-            yield status_of(ended.outcome).text.encode() + b"\n"
-            return
-        while (data := await self._answer.read()) is not None:
-            yield data
-        if not self._answer.whole:
-            raise CallRefused(Refused(_BROKEN_OFF, "the callee's answer broke off"))
-
-    def close(self) -> None:
-        """The caller has all that it will read: what the callee does after its answer it may finish."""
-        if not self._answer.whole and self._served is not None:
-            self._answer.cancel()
-        self._nested.finish(self)
-
-    async def settle(self) -> None:
-        """Wait for the callee's last word; pay, and report."""
-        try:
-            ended = await self._answer.ended()
-        finally:
-            if not self._settled:
-                self._settled = True
-                self._answer.cancel()  # nothing, when it is over
-        self._calls.over(self._call, _spent(ended))
-        ended = replace(ended, home=self._home, hop=ended.server not in ("", self._recorder.server))
-        served = None if self._served is None else replace(self._served, home=self._home)
-        status = served.status if served is not None else _STATUS.get(ended.outcome, _BAD_GATEWAY)
-        attributes = root_attributes(self._request, served, ended, status)
-        attributes[Attr.DEPTH] = self._began.depth
-        attributes[Attr.BINDING] = self._call.by
-        spans = [span for report in ended.spans for span in spans_of(report)]
-        self._recorder.span(
-            SpanName.REQUEST, self._began.at_ns, time.time_ns(), attributes, span_id=self._began.stage,
-            parent=self._began.parent, error=is_error(ended.outcome),
-        )  # fmt: skip
-        self._nested.report(self._request.edge, [*spans, *self._recorder.spans])
+class _SpentReport(msgspec.Struct, frozen=True):
+    call: Capability
+    spent: Spent
 
 
-class _FramesBody:
-    """A guest's request body as it comes on its connection to the way out."""
-
-    def __init__(self, connection: Connection, complete: bool) -> None:
-        self._connection = connection
-        self._complete = complete
-
-    async def read(self, bytes_max: int) -> bytes | None:
-        while not self._complete:
-            try:
-                kind, payload = await self._connection.receive()
-            except LinkBroken as gone:
-                raise BodyLost from gone
-            if kind is Frame.BODY and payload:
-                return payload
-            if kind is Frame.BODY_END:
-                self._complete = True
-            elif kind is not Frame.BODY:
-                raise BodyLost
-        return None
-
-
-def _spent(ended: Ended) -> Spent | None:
-    """What a callee's subtree used up; None when nobody can tell: it called others, or went away."""
-    if ended.called or ended.outcome in (Outcome.HOME_LOST, Outcome.CANCELED, Outcome.INTERNAL_ERROR):
-        return None
-    if ended.outcome in (Outcome.SCRIPT_NOT_FOUND, Outcome.LOAD_SHED):
-        return _NOTHING
-    return Spent(cpu_us=int(ended.cpu_ms * 1_000), subrequests=ended.subrequests, invocations=1)
-
-
-_NOTHING = Spent()
+_SPENT_ENCODER = msgspec.msgpack.Encoder()
+_SPENT = msgspec.msgpack.Decoder(_SpentReport)
+_MORE = msgspec.msgpack.Decoder(_MoreAsked)
+_BUDGET = msgspec.msgpack.Decoder(Budget)

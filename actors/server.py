@@ -132,10 +132,12 @@ class Server:
             version_of=self._version_of,
             chosen=lambda worker, affinity: self._view.version_for(worker, affinity),
             report=self._report_stage,
+            peers=peers,
             entropy=entropy,
         )
         self.calls: Calls = {
             "report_spans": self.report_spans,
+            **self.nested.calls,
             "read_body": self.read_body,
             "submit": self._submissions.submit,
             "read_submitted": self._submissions.read,
@@ -437,7 +439,8 @@ class Server:
         """A request that used the way out is ``over``. Or a host has the first isolate of a version (``warm``), or lost
         the last (``cold``); or it was asked for one ahead, and there was one already or no room (``unstarted``)."""
         if word == "over":
-            self.nested.over(version)
+            stage, _, cpu_us = version.partition(" ")
+            self.nested.over(stage, int(cpu_us))
             return
         if word == "warm":
             self._warmth.warm(version)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from actors.bindings import Bindings, NotBound, ServiceTarget, UserTarget, resolve
-from actors.budget import Exceeded, Spent
+from actors.budget import Budget, Exceeded, Resource, Spent
 from actors.context import PARAMETERS_BYTES_MAX, Caps, Context, Layer, Outbound, Owner, Trust, guest_parameters, pairs
 from actors.ledger import Ledger
 from actors.worker import Limits, Version
@@ -44,6 +44,8 @@ class Refused:
 
     code: ErrorCode
     why: str
+    #: What the stage's share of the tree has too little of, if that is why: its caller may have more.
+    exceeded: Resource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Call:
     by: str
     context: Context
     headers: FieldItems
+    callee: Limits
 
 
 class StageCalls:
@@ -100,7 +103,7 @@ class StageCalls:
     def out(self) -> Refused | None:
         """A fetch goes out into the world: it counts."""
         exceeded = self.ledger.subrequest()
-        return None if exceeded is None else Refused(exceeded.code, exceeded.text)
+        return None if exceeded is None else Refused(exceeded.code, exceeded.text, exceeded.what)
 
     def call(self, aim: Aim, head: OutgoingHead, stage: str, callee: Limits) -> Call | Refused:
         """Let a call through. ``stage``: the callee's id, new. ``callee``: the limits of its version by itself."""
@@ -110,7 +113,7 @@ class StageCalls:
         probe = self.context.call(asked, stage, self.ledger.left)
         lent = self.ledger.lend(probe.ask_for(callee))
         if isinstance(lent, Exceeded):
-            return Refused(lent.code, lent.text)
+            return Refused(lent.code, lent.text, lent.what)
         key, share = lent
         context = self.context.call(asked, stage, share)
         headers = stripped(head.headers)
@@ -121,7 +124,11 @@ class StageCalls:
             headers += tuple(
                 (PARAMETER_PREFIX + name, text.encode("latin-1")) for name, text in guest_parameters(context)
             )
-        return Call(key, aim.worker, aim.by, context, headers)
+        return Call(key, aim.worker, aim.by, context, headers, callee)
+
+    def more(self, call: Call, what: Resource) -> Budget | Exceeded:
+        """A callee's share has too little of something: what it gets on top, out of what is left here."""
+        return self.ledger.more(call.key, what, call.context.ask_for(call.callee))
 
     def over(self, call: Call, spent: Spent | None) -> None:
         """A call is over. ``spent``: None when nobody knows."""

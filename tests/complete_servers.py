@@ -396,7 +396,7 @@ class CompleteServers:
                 server, shard = await machine.statistics(), await machine.shard_statistics()
                 if server["lent_out"] or shard["lent_out"] or shard["in_flight"]:
                     return False
-                if server["nested"]["stages"] or machine.egress.statistics()["links"]:
+                if server["nested"]["stages"] or server["nested"]["lent_out"] or machine.egress.statistics()["links"]:
                     return False
                 if machine.host.statistics()["running"] or machine.host.statistics()["queued"]:
                     return False

@@ -178,29 +178,62 @@ def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Call
     play(scenario)
 
 
-def test_a_worker_that_calls_itself_comes_to_an_end(play: Callable[..., None]) -> None:
+@pytest.mark.parametrize("servers", [1, 3])
+def test_a_worker_that_calls_itself_comes_to_an_end_at_the_sixteenth(play: Callable[..., None], servers: int) -> None:
+    """Each stage gets a share of what is left, far too little for sixteen, and asks for more."""
+
     async def scenario(cluster: CompleteServers) -> None:
-        job = await cluster.deploy("ouroboros", component("fetch"), bound(me="ouroboros"), cpu_ms=1_000)
-        assert job["error"] is None
-        path = "/" + "?url=http://me.binding.internal/" * 20
-        got = await cluster[1].ask(request("ouroboros", path))
+        names = [f"ring-{i}" for i in range(servers)]
+        for i, name in enumerate(names):
+            bindings = bound(next=names[(i + 1) % servers])
+            assert (await cluster.deploy(name, component("fetch"), bindings, cpu_ms=1_000))["error"] is None
+        path = "/" + "?url=http://next.binding.internal/" * 20
+        got = await cluster[1].ask(request(names[0], path))
         assert got.served is not None
-        assert got.ended.outcome is Outcome.OK
-        assert got.body in (b"HTTP-request-denied\n", b"loop-detected\n")
+        assert (got.ended.outcome, got.body) == (Outcome.OK, b"loop-detected\n")
+        counts = [(await machine.statistics())["nested"] for machine in cluster.machines]
+        assert sum(count["calls"] for count in counts) == 15
+        assert sum(count["refused"] for count in counts) == 1
+
+    play(scenario, servers)
+
+
+def test_what_a_subtree_did_not_spend_comes_back(play: Callable[..., None]) -> None:
+    """Whoever reads an answer to its end hears what the callee, and those that it called, spent."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        leaf = await cluster.deploy_at(3, "hello")
+        middle = await cluster.deploy_at(2, "fetch", bound(leaf=leaf))
+        root = await cluster.deploy_at(1, "fetch", bound(middle=middle))
+        path = "/?url=http://middle.binding.internal/?url=http://leaf.binding.internal/"
+        for _ in range(5):
+            got = await cluster[1].ask(request(root, path))
+            assert got.body == b"hello from Zig\nyou asked for /\n"
+        await cluster.settled()
+        for number in (1, 2):
+            counts = (await cluster[number].statistics())["nested"]
+            assert (counts["calls"], counts["shares_lost"], counts["lent_out"]) == (5, 0, 0)
 
     play(scenario)
 
 
-def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None]) -> None:
+@pytest.mark.parametrize("home", [1, 2])
+@pytest.mark.parametrize("guest", ["spin", "stream"])
+def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None], guest: str, home: int) -> None:
     async def scenario(cluster: CompleteServers) -> None:
-        callee = await cluster.deploy_at(2, "spin", cpu_ms=60_000)
+        callee = await cluster.deploy_at(home, guest, cpu_ms=60_000)
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
-        answer = await cluster[1].begin(request(caller, "/?url=http://callee.binding.internal/"), Pieces())
+        path = "/?url=http://callee.binding.internal/?chunks=100000&interval_ms=5"
+        answer = await cluster[1].begin(request(caller, path), Pieces())
 
-        async def runs() -> bool:
-            return cluster[2].host.statistics()["running"] == 1
+        async def run() -> bool:
+            running = sum(int(str(machine.host.statistics()["running"])) for machine in cluster.machines)
+            return running == 2
 
-        await wait_until(runs, "the callee runs")
+        await wait_until(run, "both run")
+        if guest == "stream":
+            assert await answer.served() is not None
+            assert await answer.read()
         answer.cancel()
         await cluster.settled()
 

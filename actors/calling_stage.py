@@ -1,0 +1,58 @@
+"""One stage of this machine that calls others: what it may call, and which of its callees are still to be settled.
+
+A callee is *answered* when its answer is over, and *settled* when it has had its last word: what it did not spend of
+its share has come back. Between the two lies what its guest does after the answer, and a word from its Server.
+"""
+
+import asyncio
+from contextlib import suppress
+
+from actors.exchange import Capability
+from actors.stage_calls import StageCalls
+
+#: The longest that anybody waits for callees' last words. What comes later is not given back.
+LAST_WORD_S_MAX = 2.0
+
+
+class CallingStage:
+    """``caller``: its own call, as its caller's Server knows it; None for the root of a tree."""
+
+    def __init__(self, calls: StageCalls, caller: Capability | None) -> None:
+        self.calls = calls
+        self.caller = caller
+        self._answered = 0  # callees that are answered and not settled
+        self._settled = asyncio.Event()  # there are none of these
+        self._settled.set()
+        self._idle = asyncio.Event()  # nor any that are not answered
+        self._idle.set()
+
+    def began(self) -> None:
+        """A call is made."""
+        self._idle.clear()
+
+    def answered(self) -> None:
+        """A callee's answer is over."""
+        self._answered += 1
+        self._settled.clear()
+
+    def settled(self, *, answered: bool) -> None:
+        """A callee is settled that was answered before, or was not."""
+        self._answered -= answered
+        if not self._answered:
+            self._settled.set()
+        if not self.calls.ledger.out:
+            self._idle.set()
+
+    async def wait_settled(self) -> None:
+        """Until those are settled that are answered."""
+        await _wait(self._settled)
+
+    async def wait_idle(self) -> None:
+        """Until all are settled."""
+        await _wait(self._idle)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORD_S_MAX):
+            await event.wait()
