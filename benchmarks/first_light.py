@@ -7,7 +7,7 @@ by the prewarm of a new one:
 
 * ``cold_ms_p50``     first request of a freshly deployed worker, at its home;
 * ``warm_ms_p50``     its next ones, at its home: ingress, Unix socket, isolate;
-* ``sharded_ms_p50``  warm ones through a server that is not its home: one Ray call further;
+* ``sharded_ms_p50``  warm ones through a server that is not its home: one hop further;
 * ``rps_32_connections``  32 open connections to the home, each sending its next request when it has an answer, from a
   client process on the same machine, which takes its share of the cores.
 
@@ -55,27 +55,28 @@ class Connection(asyncio.Protocol):
         at = head.find(b"content-length: ") if end else -1
         return at >= 0 and len(body) >= int(head[at + 16 :].split(b"\r\n", 1)[0])
 
-    async def request(self, host: str) -> bytes:
+    async def request(self, host: str, path: str = "/") -> bytes:
         """One GET; the whole answer with its head."""
         assert self.transport is not None
         self._answered = asyncio.get_running_loop().create_future()
-        self.transport.write(b"GET / HTTP/1.1\r\nhost: " + host.encode() + b"\r\n\r\n")
+        self.transport.write(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
         answer = await self._answered
         if not answer.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"{host} answered {answer[:200]!r}")
         return answer
 
 
-async def _open(port: int, tls: ssl.SSLContext) -> Connection:
+async def open_connection(port: int, tls: ssl.SSLContext) -> Connection:
     _, connection = await asyncio.get_running_loop().create_connection(
         Connection, "127.0.0.1", port, ssl=tls, server_hostname="localhost"
     )
     return connection
 
 
-async def _timed_ms(connection: Connection, host: str) -> float:
+async def timed_ms(connection: Connection, host: str, path: str = "/") -> float:
+    """What one request takes, in ms."""
     began = time.perf_counter()
-    await connection.request(host)
+    await connection.request(host, path)
     return (time.perf_counter() - began) * 1e3
 
 
@@ -83,24 +84,24 @@ async def latencies(
     ports: dict[str, int], homes: dict[str, str], tls: ssl.SSLContext
 ) -> tuple[list[float], list[float], list[float]]:
     """Cold, warm and sharded times in ms, over all workers in ``homes``."""
-    connections = {server: await _open(port, tls) for server, port in ports.items()}
+    connections = {server: await open_connection(port, tls) for server, port in ports.items()}
     for connection in connections.values():
         # Also opens what each ingress has to open once: its way to the Server.
         await connection.request("warm-up.localhost")
     cold, warm, sharded = [], [], []
     for worker, home in homes.items():
-        cold.append(await _timed_ms(connections[home], f"{worker}.localhost"))
+        cold.append(await timed_ms(connections[home], f"{worker}.localhost"))
     for worker, home in homes.items():
-        warm += [await _timed_ms(connections[home], f"{worker}.localhost") for _ in range(20)]
+        warm += [await timed_ms(connections[home], f"{worker}.localhost") for _ in range(20)]
         away = next(server for server in ports if server != home)
-        sharded += [await _timed_ms(connections[away], f"{worker}.localhost") for _ in range(10)]
+        sharded += [await timed_ms(connections[away], f"{worker}.localhost") for _ in range(10)]
     return cold, warm, sharded
 
 
 async def throughput(port: int, host: str, ca: str, connections: int, seconds: float) -> float:
     """Answers a second over ``connections`` open connections."""
     tls = ssl.create_default_context(cafile=ca)
-    opened = [await _open(port, tls) for _ in range(connections)]
+    opened = [await open_connection(port, tls) for _ in range(connections)]
     for connection in opened:
         await connection.request(host)
     until = time.perf_counter() + seconds

@@ -26,6 +26,7 @@ from isolates.component_value import VALUE_BYTES, Err, GuestTrap, Ok, ValueType
 from isolates.conversation import Conversation, ConversationLost
 from isolates.egress import Egress
 from isolates.engine import Sandbox, cause_of
+from isolates.garbage import guest_time_ns
 from isolates.guest import Guest, LogLine
 from isolates.limits import MIB, IsolateLimits, Usage, Verdict, unmeasured, verdict_after
 from isolates.linkers import instantiate
@@ -131,20 +132,20 @@ class RunningGuest(Guest):
 
     def begin_cpu(self, limit_ms: float) -> None:
         """From now on, on this thread, at most ``limit_ms`` of CPU time."""
-        self.cpu_began_ns = time.thread_time_ns()
+        self.cpu_began_ns = guest_time_ns()
         self.cpu_limit_ns = int(limit_ms * 1e6)
 
     @property
     def cpu_ms(self) -> float:
-        """CPU time used on this thread since ``begin_cpu``."""
-        return (time.thread_time_ns() - self.cpu_began_ns) / 1e6
+        """CPU time used on this thread since ``begin_cpu``, full garbage collections excepted."""
+        return (guest_time_ns() - self.cpu_began_ns) / 1e6
 
     def tick(self) -> None:
         """Called every few milliseconds of running guest code: limits, the client, and held-back output."""
         if self.watchdog is not None:
             # It runs with the GIL held and is longer than was expected of it: let the others have a turn.
             time.sleep(0)
-        if time.thread_time_ns() - self.cpu_began_ns > self.cpu_limit_ns:
+        if guest_time_ns() - self.cpu_began_ns > self.cpu_limit_ns:
             self.end(Outcome.EXCEEDED_CPU)
         if time.monotonic() > self.deadline_s:
             self.end(Outcome.EXCEEDED_WALL_TIME)

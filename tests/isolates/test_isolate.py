@@ -1,10 +1,12 @@
 """Whole isolates: the example workers under their limits, and what is left after each kind of ending."""
 
+import gc
 import hashlib
 import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from isolates import abi
 from isolates.artifact import ArtifactStore, Compiled, Mapped
 from isolates.compiler import compile_and_start
-from isolates.conversation import FieldItems
+from isolates.conversation import FieldItems, ResponseHead
 from isolates.engine import Sandbox, cause_of
 from isolates.isolate import Finished, Isolate, StartFailed
 from isolates.limits import MIB, IsolateLimits, Verdict
@@ -45,6 +47,24 @@ class TestServing:
         assert conversation.finished
         assert 0 < finished.usage.cpu_ms <= finished.usage.wall_ms + 1
         assert finished.usage.host_calls == 10
+
+    def test_a_full_collection_is_not_charged_to_the_guest_that_it_meets(self, guests: Guests, start: Start) -> None:
+        class Collecting(ScriptedConversation):
+            took_ms = 0.0
+
+            def send_head(self, head: ResponseHead) -> None:
+                began_ns = time.thread_time_ns()
+                gc.collect()
+                self.took_ms = (time.thread_time_ns() - began_ns) / 1e6
+                super().send_head(head)
+
+        isolate = start(guests("hello"), cpu_ms=20)
+        ask(isolate)
+        objects: list[list[object]] = [[] for _ in range(1_000_000)]
+        finished = isolate.run(conversation := Collecting())
+        assert len(objects) == 1_000_000
+        assert finished.outcome is Outcome.OK
+        assert finished.usage.cpu_ms < 20 < conversation.took_ms
 
     def test_a_body_streams_through_as_it_comes(self, guests: Guests, start: Start) -> None:
         chunks = [b"", b"a", b"bc" * 700, os.urandom(65_536), os.urandom(70_000), b"end"]
