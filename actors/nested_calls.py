@@ -41,10 +41,12 @@ from actors.nested_answer import Answering, CallRefused, FramesBody, NestedAnswe
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.side_work import SideWork
 from actors.stage_calls import Aim, Refused, StageCalls, World
+from actors.submission import spans_of
 from actors.wire import Undecodable
 from actors.worker import Limits, Plan, Version, plain_limits
 from tracing.recorder import Recorder
 from tracing.trace import Role, Span, parse_traceparent
+from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.nested_calls")
 
@@ -52,8 +54,6 @@ _log = logging.getLogger("everwarm.nested_calls")
 VersionOf = Callable[[str, str], Version | None]
 #: The version of a worker that answers next; ``SCRIPT_NOT_FOUND`` when nothing is deployed.
 Chosen = Callable[[str, bytes], Version | Outcome]
-#: Takes spans for the Server of that name.
-Reporting = Callable[[str, list[Span]], None]
 
 #: Another Server's answer about a budget: one that hangs must not hold a guest's call.
 _ASK_S_MAX = 2.0
@@ -73,7 +73,7 @@ class NestedCalls:
         answer: Answering,
         version_of: VersionOf,
         chosen: Chosen,
-        report: Reporting,
+        report: Callable[[list[Span]], None],
         entropy: Callable[[int], bytes],
         peers: Peers,
     ) -> None:
@@ -88,7 +88,11 @@ class NestedCalls:
         self._lent: Exports[NestedAnswer] = Exports(f"{server}/server")
         self._side = SideWork(f"{server}/nested")
         self.counts = {"calls": 0, "refused": 0, "asked_for_more": 0, "shares_lost": 0}
-        self.calls: Calls = {"more_budget": self.more_budget, "spent": self.spent}
+        self.calls: Calls = {
+            "more_budget": self.more_budget,
+            "spent": self.spent,
+            "report_spans": self.report_spans,
+        }
 
     def statistics(self) -> dict[str, int]:
         """Counters, and the stages that called somebody and still run."""
@@ -112,6 +116,21 @@ class NestedCalls:
         answer = self._lent.owned(report.call)
         if answer is not None:
             answer.told(report.spent)
+        return b""
+
+    def _report_to(self, edge: str, spans: list[Span]) -> None:
+        """Spans of a stage, for the Server where the tree's request came in."""
+        if edge in ("", self._server):
+            self._report(spans)
+        else:
+            self._side.begin(self._send_spans(f"{edge}/server", encode_spans(spans)))
+
+    async def _send_spans(self, server: str, report: bytes) -> None:
+        await self._ask(server, "report_spans", report)
+
+    async def report_spans(self, payload: bytes) -> bytes:
+        """A stage of a tree whose request came in here is over somewhere."""
+        self._report(spans_of(payload))
         return b""
 
     async def more_budget(self, payload: bytes) -> bytes:
@@ -192,7 +211,7 @@ class NestedCalls:
             stage.calls.over(call, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
         self.counts["calls"] += 1
-        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self._report)
+        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self._report_to)
         head = asked.head
         request = Request(
             asked.request_id,

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ from actors.wire import CAPABILITY, CHUNK, HEAT, REQUEST
 from actors.worker import Limits, Version, plain_limits
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
-from tracing.trace import Attr, Role, Span, SpanName
+from tracing.trace import Attr, Role, SpanName
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.server")
@@ -68,8 +67,6 @@ _PRELOAD_S_MAX = 3.0
 #: The longest that another server may take for a favour. One that hangs would gather what is told to it on the side, at
 #: 200 prewarms a second, until this side work has no place for anything else.
 _FAVOUR_S_MAX = 2.0
-#: Versions remembered that are no longer deployed: a request of one runs for 30 s, mostly.
-_REPLACED_MAX = 1_024
 #: Workers whose rates ``statistics`` shows.
 _HOTTEST_SHOWN = 20
 
@@ -124,19 +121,17 @@ class Server:
         self._submissions = Submissions(
             name, answer=self._answer, report=self._traces.report, side=self._side, entropy=entropy
         )
-        self._replaced: OrderedDict[str, Version] = OrderedDict()
         #: What this machine's guests ask of other workers, for its way out.
         self.nested = NestedCalls(
             name,
             answer=self._answer,
-            version_of=self._version_of,
+            version_of=self._keeper.version_of,
             chosen=lambda worker, affinity: self._view.version_for(worker, affinity),
-            report=self._report_stage,
+            report=self._traces.report,
             peers=peers,
             entropy=entropy,
         )
         self.calls: Calls = {
-            "report_spans": self.report_spans,
             **self.nested.calls,
             "read_body": self.read_body,
             "submit": self._submissions.submit,
@@ -316,35 +311,6 @@ class Server:
             request.reuse, request.at_home, self._subscribers.told,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------------------------------- stages of a tree
-
-    def _version_of(self, worker: str, version_id: str) -> Version | None:
-        """A version that is deployed, or was until lately: what runs may still call."""
-        deployed = self._view.workers.get(worker)
-        for version in deployed.versions if deployed is not None else ():
-            if version.version_id == version_id:
-                return version
-        return self._replaced.get(version_id)
-
-    def _report_stage(self, edge: str, spans: list[Span]) -> None:
-        """Spans of a stage that ran for this machine, for the Server where the tree's request came in."""
-        if edge in ("", self.name):
-            self._traces.report(spans)
-        else:
-            self._side.begin(self._report_to(edge, encode_spans(spans)))
-
-    async def _report_to(self, edge: str, report: bytes) -> None:
-        try:
-            async with asyncio.timeout(_FAVOUR_S_MAX):
-                await (await self._peers.get(f"{edge}/server")).call("report_spans", report)
-        except (PeerLost, PeerFailed, TimeoutError) as away:
-            _log.info("spans of a stage were dropped: %s", away or "it took too long")
-
-    async def report_spans(self, payload: bytes) -> bytes:
-        """A stage of a tree whose request came in here is over somewhere."""
-        self._traces.report(spans_of(payload))
-        return b""
-
     # ---------------------------------------------------------------------------------- what others call: requests
 
     async def read_body(self, payload: bytes) -> bytes:
@@ -401,12 +367,8 @@ class Server:
         if old is not None:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
-            for version in old.versions:
-                if version.version_id in gone:
-                    self._replaced[version.version_id] = version
-                    self._side.begin(self._drop(version.version_id))
-            while len(self._replaced) > _REPLACED_MAX:
-                self._replaced.popitem(last=False)
+            for version in gone:
+                self._side.begin(self._drop(version))
         self._subscribers.tell(notice)
 
     async def _drop(self, version: str) -> None:

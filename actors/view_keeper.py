@@ -5,6 +5,7 @@ What follows from a change (leases, isolates, introductions) is its Server's, wh
 """
 
 import asyncio
+from collections import OrderedDict
 from itertools import islice
 from typing import Protocol
 
@@ -12,9 +13,14 @@ from actors.catalog import Deployed
 from actors.peer import Calls, Peer, Peers
 from actors.ring import Ring
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
+from actors.worker import Version
 
 #: Workers whose homes are counted at once: a few µs each.
 _HOMES_COUNTED_MAX = 2_048
+
+
+#: Versions remembered that were replaced: a request of one runs for 30 s, mostly.
+_REPLACED_MAX = 1_024
 
 
 class Listener(Protocol):
@@ -42,6 +48,7 @@ class ViewKeeper:
         self._synced = 0  # the number of the last sync that succeeded
         self._counted = ("", 0, 0)
         self._homes = 0
+        self._replaced: OrderedDict[str, Version] = OrderedDict()
         self.calls: Calls = {"apply_ring": self.apply_ring, "apply_change": self.apply_change}
 
     def homes_of(self, server: str) -> int:
@@ -54,6 +61,14 @@ class ViewKeeper:
             there = sum(view.home_of(worker) == server for worker in some)
             self._homes = there * len(view.workers) // max(1, len(some))
         return self._homes
+
+    def version_of(self, worker: str, version_id: str) -> Version | None:
+        """A version that is deployed for a worker, or was until lately: what still runs."""
+        deployed = self.view.workers.get(worker)
+        for version in deployed.versions if deployed is not None else ():
+            if version.version_id == version_id:
+                return version
+        return self._replaced.get(version_id)
 
     async def apply_ring(self, payload: bytes) -> bytes:
         """A new epoch of the ring."""
@@ -70,10 +85,19 @@ class ViewKeeper:
         deployed = None if plain["deployed"] is None else deployed_from_plain(plain["deployed"])
         old = self.view.workers.get(plain["worker"])
         if self.view.apply(plain["seq"], plain["worker"], deployed):
+            self._remember(old)
             self._listener.on_deployed(plain["worker"], old, deployed)
         else:
             await self.sync()
         return b""
+
+    def _remember(self, old: Deployed | None) -> None:
+        """Versions that may be replaced now: one that is not, is found where it is deployed."""
+        for version in old.versions if old is not None else ():
+            self._replaced[version.version_id] = version
+            self._replaced.move_to_end(version.version_id)
+        while len(self._replaced) > _REPLACED_MAX:
+            self._replaced.popitem(last=False)
 
     async def sync(self) -> None:
         """Ask the ControlPlane for everything that is deployed.

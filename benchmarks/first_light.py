@@ -48,6 +48,11 @@ class Connection(asyncio.Protocol):
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(ConnectionError("the server closed the connection"))
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of an answer has come that is not whole."""
+        return bool(self._buffer)
+
     def _is_whole(self) -> bool:
         if self._buffer.endswith(b"\r\n0\r\n\r\n"):
             return True

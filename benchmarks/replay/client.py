@@ -112,7 +112,15 @@ class _Load:
         late_ms = (sent_s - due_s) * 1e3
         try:
             async with asyncio.timeout(_ANSWER_S_MAX):
-                answer = await connection.request(f"{worker_name(arrival.worker)}.localhost")
+                try:
+                    answer = await connection.request(f"{worker_name(arrival.worker)}.localhost")
+                except ConnectionError:
+                    # Closed for having been idle, in the moment in which it was used: every HTTP client sends a GET
+                    # again then, on a new connection (RFC 9112, section 9.3.1), unless an answer had begun.
+                    if connection.has_begun:
+                        raise
+                    connection = await self._open(arrival.server)
+                    answer = await connection.request(f"{worker_name(arrival.worker)}.localhost")
         except (OSError, RuntimeError, TimeoutError) as fault:
             took_ms = (time.perf_counter() - sent_s) * 1e3
             why = f"{type(fault).__name__}: {fault}"

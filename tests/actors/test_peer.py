@@ -1,14 +1,13 @@
 """A peer that is lost and comes back, on an actor handle of our own and in virtual time."""
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 import ray.exceptions
 
 from actors.peer import OFFER, PeerFailed, PeerLost, RayPeer, RayPeers
-from tests.simulation.virtual_loop import VirtualLoop
+from tests.simulation.virtual_loop import play
 
 
 class FlakyHandle:
@@ -34,19 +33,6 @@ class FlakyHandle:
         if method == "broken":
             raise ray.exceptions.RayTaskError(method, "its traceback", KeyError("a bug"))
         return payload
-
-
-def play(scenario: Coroutine[Any, Any, None]) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario)
-        assert not loop.faults
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-        loop.close()
 
 
 async def delivered(peer: RayPeer) -> bool | None:
