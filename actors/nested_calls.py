@@ -251,10 +251,13 @@ class NestedCalls:
         return CallRefused(refused)
 
     def _stage_of(self, asked: Asked) -> "CallingStage | None":
-        """The stage that asks; None for one of a version that is not known here any more: it is bound to nothing."""
+        """The stage that asks; None for a client's request of a version that is not known here any more: it is bound to
+        nothing. Whoever was called by another may be guarded, and does not get out without its version."""
         trace = parse_traceparent(asked.traceparent)
         version = self._version_of(asked.worker, asked.version)
         if trace is None or version is None:
+            if asked.context:
+                raise self._refusal(asked, Refused(("internal-error", None), "its version is not known here any more"))
             return None
         known = self._stages.get(trace.span_id)
         if known is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import pytest
 from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload, wait_until
 
 from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding
+from actors.budget import Budget
+from actors.context import Context
+from actors.context_wire import encode_context
+from actors.egress_frames import Asked
 from actors.exchange import Outcome
+from actors.nested_answer import CallRefused
 from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED
+from isolates.egress import OutgoingHead
 from tracing.trace import Attr, Span, SpanName
 from tracing.wire import decode_spans
 
@@ -176,6 +183,21 @@ def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Call
         assert [s.name for s in spans if s.parent_span_id not in known] == [SpanName.REQUEST]
 
     play(scenario)
+
+
+def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        context = encode_context(Context("1" * 16, Budget(10_000, 10, 10, 10, 1)))
+        assert isinstance(context, bytes)
+        head = OutgoingHead("GET", "http", "example.com", "/")
+        forgotten = Asked(head, "gone", "0" * 16, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
+        nested = cluster[1].server.nested
+        assert await nested.aim(forgotten) is None  # a client's own request: it goes out, as the policy allows
+        with pytest.raises(CallRefused) as refused:
+            await nested.aim(replace(forgotten, context=context))
+        assert refused.value.code == ("internal-error", None)
+
+    play(scenario, servers=1)
 
 
 @pytest.mark.parametrize("servers", [1, 3])
