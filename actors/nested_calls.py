@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from actors.bindings import is_internal
+from actors.bindings import NOTHING_BOUND, is_internal
 from actors.budget import Budget, Exceeded, Resource, Spent
 from actors.calling_stage import CallingStage
 from actors.capability import Exports, ExportsFull
@@ -251,13 +251,16 @@ class NestedCalls:
         return CallRefused(refused)
 
     def _stage_of(self, asked: Asked) -> "CallingStage | None":
-        """The stage that asks; None for a client's request of a version that is not known here any more: it is bound to
-        nothing. Whoever was called by another may be guarded, and does not get out without its version."""
+        """The stage that asks; None for a client's request of a version that is bound to nothing, or not known here any
+        more: its host counts what it fetches. Whoever was called by another may be guarded, and does not get out
+        without its version."""
         trace = parse_traceparent(asked.traceparent)
         version = self._version_of(asked.worker, asked.version)
         if trace is None or version is None:
             if asked.context:
                 raise self._refusal(asked, Refused(("internal-error", None), "its version is not known here any more"))
+            return None
+        if not asked.context and version.bindings == NOTHING_BOUND:
             return None
         known = self._stages.get(trace.span_id)
         if known is not None:
