@@ -5,8 +5,11 @@ them into bytes. One function, ``status_of``, says what an HTTP client gets for 
 between workers the ending itself travels.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from actors.worker import REUSE_DEFAULT, Reuse
 from isolates.conversation import RequestHead
@@ -52,16 +55,14 @@ class RefusalReason(StrEnum):
     AWAY = "away"  # the machine's host cannot be reached
 
 
-@dataclass(frozen=True, slots=True)
-class Capability:
+class Capability(Struct, frozen=True):
     """A reference to something its owner lends: who owns it, and the owner's key for it."""
 
     owner: str
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One request on its way to a guest. ``limits`` are the version's, as plain numbers (see ``actors.worker``).
 
     ``body_first`` are the first bytes, at most ``WINDOW_BYTES_MAX``; the rest, if not ``body_complete``, is pulled.
@@ -113,8 +114,7 @@ class Request:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Struct, frozen=True):
     """The head of an answer and how it came about: what ``server-timing`` and the trace say."""
 
     status: int
@@ -129,8 +129,7 @@ class Served:
     lease: "Lease | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """Leave to send requests of a worker straight to a host's socket, until the Server takes it back."""
 
     worker: str
@@ -148,8 +147,7 @@ class Lease:
     issued: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """How busy a host is: what admission looks at. ``queue_ms`` is how long the request that last left the queue
     had waited."""
 
@@ -167,8 +165,7 @@ class Load:
     nearly_full: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class HeatReport:
+class HeatReport(Struct, frozen=True):
     """What a host says of itself once in a while: who was asked for since the last report, wherever the requests came
     from, and how busy it is. Most requests reach it over a lease, and nobody else sees them."""
 
@@ -180,8 +177,7 @@ class HeatReport:
     memory_bytes_max: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """How a stage ended, after everything: the last thing said of a request. ``spans`` are reports (tracing.wire), one
     of each role on the way; whoever relays adds its own and does not look inside."""
 
@@ -206,8 +202,7 @@ class Ended:
     called: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The home's other answer: nothing was done. It gives back the very capability it was lent."""
 
     reason: RefusalReason
@@ -215,8 +210,7 @@ class Refused:
     load: Load = field(default_factory=Load)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """The home's answer: the guest ran. ``served`` is None when it ended without a head. ``first`` is what there is of
     the body; unless it says how all ended, the rest is read from ``rest``."""
 
@@ -225,8 +219,7 @@ class Answered:
     rest: Capability | None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A piece of a body that is read from a capability. ``end``: nothing follows; ``lost``: it broke off."""
 
     data: bytes = b""

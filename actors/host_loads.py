@@ -8,7 +8,9 @@ The delay in line is the *standing* one: the least that was reported within the 
 ``admission``). It takes two numbers a host and no list.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from actors.exchange import Load
 

@@ -9,8 +9,9 @@ breaks too: only one that stays says that the host is there.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from actors.connection import Frame, LinkBroken, NobodyListens
 from actors.exchange import Ended, Outcome, Request, Served

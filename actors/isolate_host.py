@@ -16,8 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from actors.connection import Frame, LinkBroken, frame
 from actors.decision import Close, Decision, Fail, Shed, Start, Use

@@ -11,7 +11,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from actors.budget import Budget, Exceeded, Resource, Spent
 from actors.calling_stage import LAST_WORD_S_MAX, CallingStage

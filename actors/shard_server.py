@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from actors import admission
 from actors.admission import Admission, AdmissionLimits
 from actors.capability import Exports
@@ -145,7 +147,7 @@ class ShardServer:
     async def _run(self, visit: Visit, request: Request, lent: Capability) -> Answered | Refused:
         try:
             body = LentFrom(self._peers, lent)
-            visit.answer = await self._hosts.run(replace(request, fallback=None), body)
+            visit.answer = await self._hosts.run(structs.replace(request, fallback=None), body)
         except LinkBroken:
             # Nothing was delivered to a guest: to the sender this is a refusal like any other.
             visit.over()
@@ -159,7 +161,7 @@ class ShardServer:
         first = await self._next_chunk(visit.answer, wait=False)
         if visit.is_over and first.ended is None:
             # The client left in the moment in which the head arrived: nobody will read the rest.
-            first = replace(first, ended=Ended(Outcome.CANCELED))
+            first = structs.replace(first, ended=Ended(Outcome.CANCELED))
         if first.ended is not None:
             visit.over()
             return Answered(served, first, None)
@@ -176,7 +178,7 @@ class ShardServer:
             ended = await answer.ended()
             if ended.server:  # the host's own word: of an answer that was cancelled or lost it said nothing
                 self._note_load(answer.path, ended.load)
-            ended = replace(ended, load=self._hinted(ended.load))
+            ended = structs.replace(ended, load=self._hinted(ended.load))
             if ended.start_type:
                 self._note_ran(answer.version)
         return Chunk(data, end=answer.whole, ended=ended)
@@ -186,7 +188,7 @@ class ShardServer:
 
     def _hinted(self, load: Load) -> Load:
         """A host's load as a reply tells it: with the hint, which counts what is in work here as well."""
-        return replace(load, nearly_full=admission.nearly_full(load, len(self._visits), self._limits))
+        return structs.replace(load, nearly_full=admission.nearly_full(load, len(self._visits), self._limits))
 
     def _note_ran(self, version: str) -> None:
         self._ran[version] = _now_s()

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from actors.capability import Exports
 from actors.exchange import Capability, Chunk, Ended, Outcome, Request, status_of

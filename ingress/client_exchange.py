@@ -11,10 +11,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from actors.connection import LinkBroken
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of

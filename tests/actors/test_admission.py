@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from actors.admission import Admission, AdmissionLimits, Offer, decide, nearly_full, offer_of
 from actors.exchange import Load, RefusalReason, Request, RequestHead
@@ -51,10 +52,10 @@ def waiting(queue_ms: float) -> Load:
         (Load(memory_bytes=1_001), 0, TAIL_PAID, False, RefusalReason.MEMORY),
         (Load(memory_bytes=1_001), 0, Offer(resident=True), False, None),  # it takes no more than there is
         # Several at once: the first of draining, code, busy, queue, memory.
-        (replace(waiting(99.0), memory_bytes=2_000), 9, Offer(code_here=False), True, RefusalReason.DRAINING),
-        (replace(waiting(99.0), memory_bytes=2_000), 9, Offer(code_here=False), False, RefusalReason.NOT_HERE),
-        (replace(waiting(99.0), memory_bytes=2_000), 9, TAIL_PAID, False, RefusalReason.BUSY),
-        (replace(waiting(99.0), memory_bytes=2_000), 0, TAIL_PAID, False, RefusalReason.QUEUE),
+        (structs.replace(waiting(99.0), memory_bytes=2_000), 9, Offer(code_here=False), True, RefusalReason.DRAINING),
+        (structs.replace(waiting(99.0), memory_bytes=2_000), 9, Offer(code_here=False), False, RefusalReason.NOT_HERE),
+        (structs.replace(waiting(99.0), memory_bytes=2_000), 9, TAIL_PAID, False, RefusalReason.BUSY),
+        (structs.replace(waiting(99.0), memory_bytes=2_000), 0, TAIL_PAID, False, RefusalReason.QUEUE),
     ],
 )
 def test_table(load: Load, in_flight: int, offer: Offer, draining: bool, reason: RefusalReason | None) -> None:
@@ -90,7 +91,7 @@ def test_whoever_is_refused_first_is_refused_with_all_after_it(load: Load, in_fl
 
 @given(load=loads, in_flight=st.integers(0, 15), more_ms=st.floats(0, 100))
 def test_more_pressure_never_admits(load: Load, in_flight: int, more_ms: float) -> None:
-    worse = replace(load, queued=load.queued + 1, queue_ms=load.queue_ms + more_ms)
+    worse = structs.replace(load, queued=load.queued + 1, queue_ms=load.queue_ms + more_ms)
     for kind in KINDS:
         if decide(load, in_flight, LIMITS, kind, draining=False).admission is Admission.REFUSE:
             assert decide(worse, in_flight + 1, LIMITS, kind, draining=False).admission is Admission.REFUSE

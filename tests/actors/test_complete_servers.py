@@ -23,6 +23,7 @@ from complete_servers import (
     upload,
     wait_until,
 )
+from msgspec import structs
 
 from actors.capability import ExportsFull
 from actors.connection import Frame
@@ -740,7 +741,7 @@ def test_what_waits_to_be_started_holds_nothing_of_its_client(play: Callable[...
         fields, rest = upload(b"a secret" * 4)
         while not offered:
             asked = request(worker, "/?token=secret", "POST", **fields)
-            asked = replace(asked, head=replace(asked.head, headers=(("authorization", b"secret"),)))
+            asked = structs.replace(asked, head=replace(asked.head, headers=(("authorization", b"secret"),)))
             await cluster[1].ask(asked, rest)
         (ahead, *_) = offered
         assert b"secret" not in REQUEST.encode(ahead)

@@ -12,6 +12,7 @@ from typing import Any
 
 from complete_servers import Compiled, Got, Pieces, collect, request, upload, wait_until
 from http_origin import Origin
+from msgspec import structs
 
 from actors.egress import EgressServer
 from actors.egress_policy import LOOP_HEADER, EgressPolicy, parse_rule
@@ -46,7 +47,7 @@ class Machine:
         limits = {"cpu_ms": 10_000, "wall_ms": 10_000}
         made = request("fetch", "/", method, version="v", component_digest=self.digest, limits=limits, **fields)
         asked = (("fetch-url", " ".join(urls).encode()), *headers)
-        return replace(made, head=replace(made.head, headers=asked), traceparent=TRACE)
+        return structs.replace(made, head=replace(made.head, headers=asked), traceparent=TRACE)
 
     async def begin(self, asked: Request, body: Pieces | None = None) -> LinkAnswer:
         return await self.links.exchange(self.path, asked, body or Pieces())

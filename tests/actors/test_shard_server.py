@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
+
+from msgspec.structs import replace
 
 from actors.admission import AdmissionLimits
 from actors.exchange import Answered, Capability, Ended, Load, Outcome, Request, RequestHead, Served

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from actors.exchange import Ended, Request, RequestHead, Served
 from actors.stage import is_error, root_attributes, server_timing
@@ -19,11 +20,11 @@ REQUEST = Request("r-1", "hello", HEAD, "")
     [
         (SERVED, b'start;desc="warm", queue;dur=0.13, cpu;dur=1.00, server;desc="server-2"'),
         (
-            replace(SERVED, home="server-2", hop=True),
+            structs.replace(SERVED, home="server-2", hop=True),
             b'start;desc="warm", queue;dur=0.13, cpu;dur=1.00, server;desc="server-2", home;desc="server-2", hop',
         ),
         (
-            replace(SERVED, server="server-1", start_type="cold", home="server-2", refused="busy"),
+            structs.replace(SERVED, server="server-1", start_type="cold", home="server-2", refused="busy"),
             b'start;desc="cold", queue;dur=0.13, cpu;dur=1.00, server;desc="server-1", home;desc="server-2",'
             b' refused;desc="busy"',
         ),
@@ -34,7 +35,7 @@ def test_server_timing(served: Served, text: bytes) -> None:
 
 
 def test_the_root_of_an_answer() -> None:
-    served = replace(SERVED, home="server-2", hop=True)
+    served = structs.replace(SERVED, home="server-2", hop=True)
     said = root_attributes(REQUEST, served, Ended(Outcome.OK, cpu_ms=1.23456), 200)
     assert said[Attr.WORKER] == "hello"
     assert said[Attr.HTTP_STATUS] == 200
@@ -53,7 +54,7 @@ def test_secrets_stay_out_of_the_root() -> None:
 
 
 def test_the_root_of_a_request_that_ended_without_a_head() -> None:
-    plain = replace(REQUEST, head=replace(HEAD, path="/" + 5_000 * "x", authority=300 * "h"))
+    plain = structs.replace(REQUEST, head=replace(HEAD, path="/" + 5_000 * "x", authority=300 * "h"))
     said = root_attributes(plain, None, Ended(Outcome.EXCEEDED_CPU), 503)
     assert not {Attr.SERVER, Attr.START_TYPE, Attr.URL_QUERY} & set(said)
     assert len(str(said[Attr.URL_PATH])) == 2_048

@@ -6,9 +6,10 @@ and a client that leaves. It reads as a client would what came back, and says wh
 """
 
 import asyncio
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from actors.connection import Connection, Frame, LinkBroken
 from actors.exchange import Lease, Outcome, Request, RequestHead
