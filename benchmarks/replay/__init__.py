@@ -1,13 +1,14 @@
 """A slice of a real trace, in a hurry, on a real cluster: what sharding changes, by the system's own counters.
 
-    python -m benchmarks.replay [--json] [--servers 3] [--functions 100] [--minutes 45] [--speed 40] [--slots 40] ...
+    python -m benchmarks.replay [--json] [--servers 3] [--functions 100] [--minutes 24] [--speed 12] [--slots 40] ...
 
 Two clusters, one after the other, get the same requests at the same moments on the same servers: the first as it is by
 default, the second with ``--no-sharding``. All of it is real: Ray, server processes, isolates, TLS.
 
 * ``slice`` cuts the trace: some of its functions, some of its minutes, its popular functions thinned;
 * ``site`` brings up a cluster, deploys, and reads its counters before and after; ``client`` is the load's process;
-* ``ray_call`` measures, all through the load, what one Ray actor call of the same size takes in the same cluster;
+* ``ray_call`` measures, all through the load, what one Ray actor call of the same size takes in the same cluster.
+  Requests to a home do not make one (``actors/call_line.py``); it is what they would be compared with;
 * ``breakdown`` says where the time of a sharded request goes, by the spans of its trace;
 * ``report`` makes figures and the table, ``counters`` the differences.
 

@@ -13,7 +13,7 @@ class Cut:
 
     functions: int = 100
     first_minute: int = 0
-    minutes: int = 45
+    minutes: int = 24
     #: The most requests of a function that are kept of a minute: the popular are warm anyway.
     per_minute_max: int = 10
     seed: int = 1
