@@ -166,6 +166,12 @@ class Budget:
             connections=limits.connections_max,
         )
 
+    def own_cpu_us(self, cpu_us_max: int) -> int:
+        """What a stage keeps of it for its own guest: the limit of that, and half at most where it may call others. A
+        callee whose limit is larger than all that its tree has could call nobody else."""
+        most = self.cpu_us if self.invocations <= 1 else (self.cpu_us + 1) // 2
+        return min(cpu_us_max, most)
+
     def share(self, ask: "Ask") -> "Budget | Exceeded":
         """What goes along with one call, out of what is left here; or of what there is too little for any call."""
         if self.depth <= 1:

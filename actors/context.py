@@ -281,7 +281,7 @@ class Context:
         capped = self.view.caps.applied_to(own)
         return replace(
             capped,
-            cpu_ms=min(capped.cpu_ms, self.budget.cpu_us // 1_000),
+            cpu_ms=self.budget.own_cpu_us(capped.cpu_ms * 1_000) // 1_000,
             subrequests_max=min(capped.subrequests_max, self.budget.subrequests),
             invocations_max=min(capped.invocations_max, self.budget.invocations),
             depth_max=min(capped.depth_max, self.budget.depth),

@@ -50,7 +50,7 @@ class Ledger:
             return Exceeded(Resource.DEPTH)
         if not granted.invocations:
             return Exceeded(Resource.INVOCATIONS)
-        own_cpu_us = min(cpu_us_max, granted.cpu_us)
+        own_cpu_us = granted.own_cpu_us(cpu_us_max)
         if not own_cpu_us and cpu_us_max:
             return Exceeded(Resource.CPU)
         return cls(granted, own_cpu_us)

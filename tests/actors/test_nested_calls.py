@@ -185,6 +185,19 @@ def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Call
     play(scenario)
 
 
+def test_a_callee_with_a_larger_limit_than_its_tree_has_calls_others_all_the_same(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        leaf = await cluster.deploy_at(1, "hello")
+        middle = await cluster.deploy_at(1, "fetch", bound(leaf=leaf), cpu_ms=300_000)
+        root = await cluster.deploy_at(1, "fetch", bound(middle=middle), cpu_ms=1_000)
+        got = await cluster[1].ask(
+            request(root, "/?url=http://middle.binding.internal/?url=http://leaf.binding.internal/")
+        )
+        assert got.body == b"hello from Zig\nyou asked for /\n"
+
+    play(scenario, servers=1)
+
+
 def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Callable[..., None]) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         context = encode_context(Context("1" * 16, Budget(10_000, 10, 10, 10, 1)))
