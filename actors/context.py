@@ -48,6 +48,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Final
 
+from actors.bindings import LIMITS
 from actors.budget import Ask, Budget
 from actors.exchange import Capability
 from actors.worker import Limits, Plan
@@ -57,10 +58,10 @@ from tracing.trace import is_span_id, parse_traceparent
 #: Each stage pushes one layer, and a chain has 16 stages (semantics, section 1).
 LAYERS_MAX: Final = 16
 #: Each is one more invocation for every request; a manifest may name as many (``bindings``).
-TAILS_MAX: Final = 4
+TAILS_MAX: Final = LIMITS.tails_max
 #: A tenant's id, a plan, a region, a token for the origin: parameters are a few words for one worker, not a document.
 #: A manifest may name as many (``bindings``).
-PARAMETERS_MAX: Final = 16
+PARAMETERS_MAX: Final = LIMITS.parameters_max
 PARAMETERS_BYTES_MAX: Final = 4 * 1024
 #: As many as a page can list; each is a name and a word.
 FLAGS_MAX: Final = 32

@@ -104,11 +104,11 @@ class NestedCalls:
         if over is not None and over.caller is not None:
             self._side.begin(self._tell_spent(over, over.caller, cpu_us))
 
-    async def _tell_spent(self, over: "CallingStage", caller: Capability, cpu_us: int) -> None:
+    async def _tell_spent(self, over: CallingStage, caller: Capability, cpu_us: int) -> None:
         """Say what a stage and all below it spent, once those have had their last word, or soon."""
         await over.wait_idle()
         report = _SpentReport(caller, over.calls.ledger.close(cpu_us))
-        await self._ask(caller.owner, "spent", _SPENT_ENCODER.encode(report))
+        await self._ask(caller.owner, "spent", _ENCODER.encode(report))
 
     async def spent(self, payload: bytes) -> bytes:
         """What became of a call's share; nobody waits for it when its caller has gone."""
@@ -142,15 +142,15 @@ class NestedCalls:
         extra = answer.more(asked.what)
         if isinstance(extra, Exceeded) and await self._has_more(answer.stage, asked.what):
             extra = answer.more(asked.what)
-        return b"" if isinstance(extra, Exceeded) else _SPENT_ENCODER.encode(extra)
+        return b"" if isinstance(extra, Exceeded) else _ENCODER.encode(extra)
 
-    async def _has_more(self, stage: "CallingStage", what: Resource) -> bool:
+    async def _has_more(self, stage: CallingStage, what: Resource) -> bool:
         """Ask a stage's caller for more of its share; whether there was any."""
         if stage.caller is None:
             return False
         self.counts["asked_for_more"] += 1
         asked = _MoreAsked(stage.caller, what)
-        answered = await self._ask(stage.caller.owner, "more_budget", _SPENT_ENCODER.encode(asked))
+        answered = await self._ask(stage.caller.owner, "more_budget", _ENCODER.encode(asked))
         if not answered:
             return False
         stage.calls.ledger.granted_more(_BUDGET.decode(answered))
@@ -190,7 +190,7 @@ class NestedCalls:
             raise self._refusal(asked, aim)
         return Aimed(asked, stage, aim)
 
-    async def open(self, aimed: "Aimed", first: tuple[Frame, bytes] | None, rest: Connection) -> "NestedAnswer":
+    async def open(self, aimed: "Aimed", first: tuple[Frame, bytes] | None, rest: Connection) -> NestedAnswer:
         """Carry out a fetch that is for a worker. ``first`` is the first frame of its body, if it has come, ``rest``
         where the others come from. ``CallRefused`` says why not."""
         asked, stage, aim = aimed.asked, aimed.stage, aimed.aim
@@ -232,7 +232,7 @@ class NestedCalls:
             raise
         return answer
 
-    def _lend(self, answer: "NestedAnswer") -> Capability | None:
+    def _lend(self, answer: NestedAnswer) -> Capability | None:
         """The call as a capability; None when too much is lent: then its share is all that it gets."""
         try:
             answer.capability = self._lent.mint(answer)
@@ -245,12 +245,12 @@ class NestedCalls:
         if answer.capability is not None:
             self._lent.release(answer.capability)
 
-    def _refusal(self, asked: Asked, refused: Refused) -> "CallRefused":
+    def _refusal(self, asked: Asked, refused: Refused) -> CallRefused:
         self.counts["refused"] += 1
         _log.info("a call of %s is refused: %s", asked.worker, refused.why)
         return CallRefused(refused)
 
-    def _stage_of(self, asked: Asked) -> "CallingStage | None":
+    def _stage_of(self, asked: Asked) -> CallingStage | None:
         """The stage that asks; None for a client's request of a version that is bound to nothing, or not known here any
         more: its host counts what it fetches. Whoever was called by another may be guarded, and does not get out
         without its version."""
@@ -293,7 +293,7 @@ class Aimed:
     """A fetch that is for a worker, not carried out yet."""
 
     asked: Asked
-    stage: "CallingStage"
+    stage: CallingStage
     aim: Aim
 
 
@@ -307,7 +307,7 @@ class _SpentReport(msgspec.Struct, frozen=True):
     spent: Spent
 
 
-_SPENT_ENCODER = msgspec.msgpack.Encoder()
+_ENCODER = msgspec.msgpack.Encoder()
 _SPENT = msgspec.msgpack.Decoder(_SpentReport)
 _MORE = msgspec.msgpack.Decoder(_MoreAsked)
 _BUDGET = msgspec.msgpack.Decoder(Budget)

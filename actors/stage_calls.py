@@ -24,12 +24,12 @@ from typing import Final
 from actors.bindings import Bindings, NotBound, ServiceTarget, UserTarget, resolve
 from actors.budget import Budget, Exceeded, Resource, Spent
 from actors.context import PARAMETERS_BYTES_MAX, Caps, Context, Layer, Outbound, Owner, Trust, guest_parameters, pairs
+from actors.egress_policy import INTERNAL_PREFIX
 from actors.ledger import Ledger
 from actors.worker import Limits, Version
 from isolates.conversation import FieldItems
 from isolates.egress import ErrorCode, OutgoingHead
 
-INTERNAL_PREFIX: Final = "everwarm-"
 LIMITS_HEADER: Final = "everwarm-limits"
 PARAMETER_PREFIX: Final = "everwarm-parameter-"
 
