@@ -27,7 +27,6 @@ from tests.simulation.surroundings import (
     code_looked_for_once,
     four_cores,
     quiet_roles,
-    records_copied_quickly,
     rings_shared,
     traces_now_and_then,
 )
@@ -376,7 +375,7 @@ def play(seed: int, requests: int = 1_000, *, telling: bool = False, calm: bool 
     try:
         with (
             virtual_time(loop, "actors", "tracing"), rings_shared(), code_looked_for_once(),
-            records_copied_quickly(), four_cores(), traces_now_and_then(), quiet_roles() as faults,
+            four_cores(), traces_now_and_then(), quiet_roles() as faults,
         ):  # fmt: skip
             cluster = Cluster(seed, requests, loop, telling=telling, calm=calm)
             try:

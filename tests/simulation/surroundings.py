@@ -5,15 +5,8 @@ Each is a block that puts everything back at its end. None of them changes what 
 
 import logging
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from itertools import repeat
-from operator import attrgetter, call
-from types import MemberDescriptorType
-from typing import Any
 
 from uhashring import HashRing
 
@@ -59,55 +52,6 @@ def code_looked_for_once() -> Iterator[None]:
         yield
     finally:
         setattr(ArtifactStore, "has", has)  # noqa: B010
-
-
-_COPIERS: dict[type, Callable[..., Any] | None] = {}
-
-
-def _copier(kind: type) -> Callable[..., Any] | None:
-    """What does ``dataclasses.replace`` for one class, slot by slot and without its ``__init__``; None where that
-    would be something else."""
-    slots = [kind.__dict__.get(field.name) for field in fields(kind)]
-    if hasattr(kind, "__post_init__") or not all(isinstance(slot, MemberDescriptorType) for slot in slots):
-        return None
-    setters = [slot.__set__ for slot in slots if slot is not None]
-    getter = attrgetter(*(field.name for field in fields(kind)), "__class__")
-    new, change = object.__new__, object.__setattr__
-
-    def copied(value: Any, changes: dict[str, Any]) -> Any:
-        made: Any = new(kind)
-        deque(map(call, setters, repeat(made), getter(value)), maxlen=0)
-        for name, changed in changes.items():
-            change(made, name, changed)
-        return made
-
-    return copied
-
-
-def _replace(value: Any, /, **changes: Any) -> Any:
-    kind = value.__class__
-    if kind not in _COPIERS:
-        _COPIERS[kind] = _copier(kind)
-    copied = _COPIERS[kind]
-    return replace(value, **changes) if copied is None else copied(value, changes)
-
-
-@contextmanager
-def records_copied_quickly() -> Iterator[None]:
-    """A request is copied with a change some five times on its way, and ``dataclasses.replace`` looks at each of its
-    twenty fields in Python."""
-    using = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] == "actors" and getattr(module, "replace", None) is replace
-    ]
-    for module in using:
-        module.replace = _replace  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in using:
-            module.replace = replace  # type: ignore[attr-defined]
 
 
 @contextmanager
