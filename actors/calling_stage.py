@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from actors.exchange import Capability
 from actors.stage_calls import StageCalls
+from actors.stage_report import Call
 
 #: The longest that anybody waits for callees' last words. What comes later is not given back.
 LAST_WORD_S_MAX = 2.0
@@ -20,6 +21,8 @@ class CallingStage:
     def __init__(self, calls: StageCalls, caller: Capability | None) -> None:
         self.calls = calls
         self.caller = caller
+        #: What it called, by the callee's id, for the tree's tails; as many as a tree has invocations.
+        self.made: dict[str, Call] = {}
         self._answered = 0  # callees that are answered and not settled
         self._settled = asyncio.Event()  # there are none of these
         self._settled.set()

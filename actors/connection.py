@@ -37,6 +37,7 @@ class Frame(IntEnum):
     ENDED = 14
     STARTED = 15
     PRELOAD = 16
+    STAGE = 17
     OUTGOING = 20
     FAILED = 21
     CHALLENGE = 30

@@ -51,6 +51,7 @@ from typing import Final
 from actors.bindings import LIMITS
 from actors.budget import Ask, Budget
 from actors.exchange import Capability
+from actors.stage_report import Stage
 from actors.worker import Limits, Plan
 from actors.worker_names import is_worker, is_worker_name
 from tracing.trace import is_span_id, parse_traceparent
@@ -295,6 +296,11 @@ class Context:
         limits = caps.applied_to(own)
         ask = Ask(cpu_us=limits.cpu_ms * 1_000)
         return ask if caps.subrequests_max is None else replace(ask, subrequests_max=caps.subrequests_max)
+
+    def as_stage(self, worker: str) -> Stage:
+        """What its tree's tail workers may know of the stage that runs ``worker`` under this."""
+        under = tuple(layer.stage for layer in self.layers)
+        return Stage(self.stage, self.caller, worker, under=under, chosen_by=self.chosen_by)
 
     def times_in_chain(self, worker: str) -> int:
         """How often a worker is among the stages above: what a log says of a recursion."""

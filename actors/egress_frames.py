@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.egress_policy import LOOPS_MAX
-from actors.exchange import Capability
+from actors.exchange import Capability, ReportTraces
 from actors.wire import Codec, Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode, OutgoingHead, OutgoingTimeouts
@@ -35,10 +35,11 @@ class Asked:
     allow: tuple[str, ...] | None = None
     loops_left: int = LOOPS_MAX
     connections_max: int = 6
-    #: What the asking request runs under, and where its trace is gathered, as in ``exchange.Request``.
+    #: What the asking request runs under, where its trace is gathered, and what it is, as in ``exchange.Request``.
     context: bytes = b""
     call: Capability | None = None
     edge: str = ""
+    report_traces: ReportTraces | None = None
 
 
 ASKED: Final = Codec(Asked)

@@ -16,7 +16,7 @@ from actors.bindings import is_internal
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, decode_failed
 from actors.egress_policy import LOOPS_MAX
-from actors.exchange import Capability
+from actors.exchange import Capability, ReportTraces
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts
@@ -47,6 +47,7 @@ class HostEgress:
         context: bytes = b"",
         call: Capability | None = None,
         edge: str = "",
+        report_traces: ReportTraces | None = None,
     ) -> None:
         """``allow`` and what follows it as in ``egress_frames.Asked``."""
         self._path = str(socket_path)
@@ -60,6 +61,7 @@ class HostEgress:
         self._context = context
         self._call = call
         self._edge = edge
+        self._report_traces = report_traces
         #: Whether anything was asked of the way out; and whether any of that may have been for another worker.
         self.used = False
         self.called = False
@@ -80,6 +82,7 @@ class HostEgress:
                 context=self._context,
                 call=self._call,
                 edge=self._edge,
+                report_traces=self._report_traces,
             )
         )
         if len(asked) > FRAME_BYTES_MAX:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from actors.stage_report import Stage
 from actors.worker import REUSE_DEFAULT, Reuse
 from isolates.conversation import RequestHead
 from isolates.outcome import Outcome
@@ -62,6 +63,22 @@ class Capability(Struct, frozen=True):
     key: int
 
 
+class ReportTraces(Struct, frozen=True):
+    """Of a stage that a tail worker hears of: what it is in its tree, and who wants to know how it ended.
+
+    ``to``: the flow of the tree (``tail_desk``); None until somebody keeps one. An owner without a name is nobody:
+    below a tail worker nothing is told to anybody.
+    """
+
+    stage: Stage
+    to: Capability | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody wants to hear of this stage."""
+        return self.to is not None and bool(self.to.owner)
+
+
 class Request(Struct, frozen=True):
     """One request on its way to a guest. ``limits`` are the version's, as plain numbers (see ``actors.worker``).
 
@@ -100,6 +117,8 @@ class Request(Struct, frozen=True):
     call: Capability | None = None
     #: The server that the tree's request came to from outside: where the spans of all its stages are gathered.
     edge: str = ""
+    #: Of a request that tail workers hear of.
+    report_traces: ReportTraces | None = None
 
     def under(self, lease: "Lease") -> "Request":
         """The request for the version that ``lease`` is for."""

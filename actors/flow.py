@@ -8,6 +8,7 @@ stages below as the capability ``report_traces``. A stage *holds* it from when i
     report   a stage tells how it ended            ├─►  held by nobody  ─►  tail_events(), once
                and whom it had called              │
     lost     a caller, or a machine's end, tells   ┘
+    answered whoever keeps it saw the root end: from then on there is a bound to waiting
 
 **When it is over** is not a matter of time. A report names all calls that its stage made, so as long as nothing is
 lost, the reports alone close the tree: the root's names its children, which are held until theirs are here, and those
@@ -15,6 +16,7 @@ name their own. In which order they come changes nothing, and ``begin`` may be l
 be lost with a machine. A lost holder has released. What it had called is then not known, unless somebody said so: its
 orphans are cancelled and report within a second, so a loss, and only a loss, is followed by a wait (``orphans_s``).
 A report that got lost alone holds the flow until ``unheard_s`` after the root ended; by then no stage may still run.
+A call that was cancelled may never have reached a guest: who does not report like an orphan was not there.
 
 **One event a stage.** A call has one id, whoever refuses it and wherever it falls back to; a refusal reports nothing.
 It may run a second time after a loss, with a higher ``run``: the last run counts. How it ended is told by its own
@@ -61,6 +63,9 @@ class FlowLimits:
 
 LIMITS: Final = FlowLimits()
 
+#: How a call ends for its caller when the stage may not have a last word.
+_BROKEN_OFF: Final = frozenset({Outcome.HOME_LOST, Outcome.CANCELED})
+
 
 @dataclass(slots=True)
 class FlowCounts:
@@ -90,7 +95,10 @@ class _Held:
 
     def ending(self) -> Ending:
         known = self.own or self.seen or Ending(Outcome.HOME_LOST)
-        gone = (self.seen is not None and self.seen.outcome is Outcome.HOME_LOST) or (self.own is None and self.lost)
+        if self.seen is not None and self.seen.outcome in _BROKEN_OFF:
+            gone = self.seen.outcome is Outcome.HOME_LOST
+        else:
+            gone = self.own is None and self.lost
         return replace(known, outcome=Outcome.HOME_LOST) if gone else known
 
 
@@ -136,6 +144,13 @@ class Flow:
         for call in calls:
             self._seen(call, now_s)
         self._settle(now_s)
+
+    def answered(self, ending: Ending, ran: bool, now_s: float) -> None:
+        """How the root ended for whoever asked. ``ran``: a guest was reached, which has its own word."""
+        if not self._is_late():
+            self._seen(Call(self._held[self._root].stage, ending, ran), now_s)
+            self._root_over_s = now_s if self._root_over_s is None else self._root_over_s
+            self._settle(now_s)
 
     def lost(self, stage: str, now_s: float) -> None:
         """A caller's call broke off without an answer: its holder has released."""
@@ -194,7 +209,9 @@ class Flow:
         return held
 
     def _seen(self, call: Call, now_s: float) -> None:
-        held = self._note(call.stage)
+        known = self._held.get(call.stage.stage)  # a caller does not know how often its call was run
+        run = call.stage.run if known is None else max(call.stage.run, known.stage.run)
+        held = self._note(replace(call.stage, run=run))
         if held is None:
             return
         if call.ending is not None:
@@ -202,8 +219,7 @@ class Flow:
         if not call.ran and held.own is None:
             held.own = held.seen or Ending(Outcome.INTERNAL_ERROR)
         if held.open and (
-            call.stage.machine in self._lost_machines
-            or (held.seen is not None and held.seen.outcome is Outcome.HOME_LOST)
+            call.stage.machine in self._lost_machines or (held.seen is not None and held.seen.outcome in _BROKEN_OFF)
         ):
             self._lose(held, now_s)
 
@@ -214,9 +230,11 @@ class Flow:
 
     def _settle(self, now_s: float) -> None:
         """Whether this was the last that was to come."""
-        if self.done or self._held[self._root].open:
+        if self.done:
             return
         if self._root_over_s is None:
+            if self._held[self._root].open:
+                return
             self._root_over_s = now_s
         holders = self.holders
         if holders and now_s - self._root_over_s < self._limits.unheard_s:
@@ -283,6 +301,10 @@ class Flows:
         if self.log_bytes >= self._limits.flows_bytes_max:
             report = replace(report, ending=report.ending.cut(0))
         self._told(key, lambda flow: flow.report(report, now_s))
+
+    def answered(self, key: int, ending: Ending, ran: bool, now_s: float) -> None:
+        """See ``Flow.answered``."""
+        self._told(key, lambda flow: flow.answered(ending, ran, now_s))
 
     def lost(self, key: int, stage: str, now_s: float) -> None:
         """See ``Flow.lost``."""

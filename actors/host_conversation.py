@@ -103,7 +103,8 @@ class HostConversation:
         self._pulling = False
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self.head_sent = False
+        #: Of the answer; None while it has no head.
+        self.status: int | None = None
         self.body_read_bytes = 0
         self.body_sent_bytes = 0
         self._whole = False
@@ -185,7 +186,7 @@ class HostConversation:
         pass
 
     def send_head(self, head: ResponseHead) -> None:
-        self.head_sent = True
+        self.status = head.status
         self._hold(frame(Frame.HEAD, SERVED.encode(self._serve(head))))
 
     def send(self, data: bytes) -> None:

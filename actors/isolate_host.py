@@ -33,6 +33,8 @@ from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
 from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
+from actors.stage_over import STAGE_OVER, StageOver, stage_over
+from actors.stage_report import Line
 from actors.starts_ahead import Recipe, StartsAhead
 from actors.wire import ENDED, HEAT, REQUEST, Undecodable
 from isolates.conversation import ConversationLost, ResponseHead
@@ -341,7 +343,7 @@ class IsolateHost:
         decision = ticket.decision
         queued_ns = time.time_ns()
         if decision is None or isinstance(decision, Shed):
-            self._end(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
+            self._end_unrun(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
             return
         if isinstance(decision, Fail):
             self._end_failed(link, request, decision.why, recorder)
@@ -424,6 +426,12 @@ class IsolateHost:
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
             start_type.value, queue_ms, subrequests=finished.subrequests, called=egress is not None and egress.called,
         )  # fmt: skip
+        lines = (Line(line.at_ns // 1_000_000, line.stream, line.text) for line in finished.logs)
+        over = stage_over(
+            request, ended, self.server, at_ms=began_ns // 1_000_000, handler=handler_id, status=conversation.status,
+            cold_cause=cause, lines=lines,
+        )  # fmt: skip
+        self._tell_over(over)
         if egress is not None and egress.used:
             self._tell_server(Frame.NOTICE, f"over {handler_id} {int(ended.cpu_ms * 1_000)}".encode())
         self._end(link, request, ended, recorder, conversation.take_held())
@@ -442,7 +450,13 @@ class IsolateHost:
             context=request.context,
             call=request.call,
             edge=request.edge,
+            report_traces=request.report_traces,
         )
+
+    def _tell_over(self, over: StageOver | None) -> None:
+        """Tell the Server, if a tail worker hears of this stage: before it is told that the stage calls nobody more."""
+        if over is not None:
+            self._tell_server(Frame.STAGE, STAGE_OVER.encode(over))
 
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
@@ -451,7 +465,11 @@ class IsolateHost:
             Attr.OUTCOME: why.outcome.value, Attr.PHASE: "startup", Attr.ERROR_TYPE: why.reason[:300],
         }  # fmt: skip
         recorder.span(SpanName.STARTUP, now_ns, now_ns, attributes, error=True)
-        self._end(link, request, Ended(why.outcome, why.reason), recorder)
+        self._end_unrun(link, request, Ended(why.outcome, why.reason), recorder)
+
+    def _end_unrun(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder) -> None:
+        self._tell_over(stage_over(request, ended, self.server, at_ms=time.time_ns() // 1_000_000))
+        self._end(link, request, ended, recorder)
 
     def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
         with self._lock:

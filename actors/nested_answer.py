@@ -21,6 +21,8 @@ from actors.exchange import Capability, Ended, Outcome, Request, Served, status_
 from actors.link import Answer, BodySource
 from actors.stage import is_error, root_attributes
 from actors.stage_calls import Call, Refused, stripped
+from actors.stage_over import seen_of
+from actors.stage_report import Call as StageCall
 from actors.submission import spans_of
 from isolates.conversation import BodyLost, ResponseHead
 from isolates.egress import ErrorCode
@@ -94,6 +96,8 @@ class NestedAnswer:
     async def begin(self, request: Request, answering: Answering, body: BodySource) -> None:
         """Send it."""
         self._request = request
+        if request.report_traces is not None:
+            self.stage.made[self._call.context.stage] = StageCall(request.report_traces.stage)
         self._answer, _, self._home = await answering(request, body, self._recorder)
 
     def abandon(self) -> None:
@@ -148,6 +152,7 @@ class NestedAnswer:
         spent: Spent | None = None
         try:
             ended = await self._answer.ended()
+            self._note(ended)
             spent = _spent(ended)
             if ended.called and ended.outcome not in _UNTOLD:
                 with suppress(TimeoutError):
@@ -168,6 +173,14 @@ class NestedAnswer:
             parent=self._parent, error=is_error(ended.outcome),
         )  # fmt: skip
         self._report(self._request.edge, [*spans, *self._recorder.spans])
+
+    def _note(self, ended: Ended) -> None:
+        """How the call ended, for the tails that hear of its caller."""
+        report, head = self._request.report_traces, self._request.head
+        if report is not None:
+            status = None if self._served is None else self._served.status
+            ending, ran = seen_of(ended, head.method, f"{head.scheme}://{head.authority}{head.path}", status)
+            self.stage.made[self._call.context.stage] = StageCall(report.stage, ending, ran)
 
 
 class FramesBody:

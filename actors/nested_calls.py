@@ -24,7 +24,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -36,11 +36,11 @@ from actors.connection import Connection, Frame
 from actors.context import Context
 from actors.context_wire import TooLarge, decode_context, encode_context
 from actors.egress_frames import Asked
-from actors.exchange import Capability, Outcome, Request, RequestHead
+from actors.exchange import Capability, Outcome, ReportTraces, Request, RequestHead
 from actors.nested_answer import Answering, CallRefused, FramesBody, NestedAnswer
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.side_work import SideWork
-from actors.stage_calls import Aim, Refused, StageCalls, World
+from actors.stage_calls import Aim, Call, Refused, StageCalls, World
 from actors.submission import spans_of
 from actors.wire import Undecodable
 from actors.worker import Limits, Plan, Version, plain_limits
@@ -97,6 +97,10 @@ class NestedCalls:
     def statistics(self) -> dict[str, int]:
         """Counters, and the stages that called somebody and still run."""
         return {**self.counts, "stages": len(self._stages), "lent_out": len(self._lent)}
+
+    def stage(self, handler: str) -> CallingStage | None:
+        """The stage with this handler's span, if it called anybody."""
+        return self._stages.get(handler)
 
     def over(self, stage: str, cpu_us: int) -> None:
         """A host tells that the request with this handler's span is over: it calls nobody any more."""
@@ -224,6 +228,7 @@ class NestedCalls:
             context=context,
             call=self._lend(answer),
             edge=asked.edge or self._server,
+            report_traces=_report_of(call, version),
         )
         try:
             await answer.begin(request, self._answer, FramesBody(rest, request.body_complete))
@@ -271,6 +276,8 @@ class NestedCalls:
                 if asked.context
                 else Context(trace.span_id, Budget.of(version.limits), traceparent=asked.traceparent)
             )
+            if asked.report_traces is not None:
+                context = replace(context, stage=asked.report_traces.stage.stage, report_traces=asked.report_traces.to)
         except (Undecodable, ValueError) as wrong:
             _log.error("a context of %s is none: %s", asked.worker, wrong)
             raise CallRefused(Refused(("internal-error", None), "its context was not understood")) from wrong
@@ -286,6 +293,14 @@ class NestedCalls:
         """The caller has all that it will read."""
         answer.close()
         self._side.begin(answer.settle())
+
+
+def _report_of(call: Call, version: Version | Outcome) -> ReportTraces | None:
+    """What a callee is in its tree, if a tail worker hears of the tree, or begins to with this callee."""
+    to = call.context.report_traces
+    if to is None and (isinstance(version, Outcome) or version.bindings.tail is None):
+        return None
+    return ReportTraces(call.context.as_stage(call.worker), to)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
 from actors.submission import Submissions, spans_of
 from actors.subscribers import Subscribers, added
+from actors.tail_desk import TailDesk
 from actors.trace_desk import MakeExporter, TraceDesk, otlp_exporter
 from actors.view import ClusterView, decode_plain, encode_plain
 from actors.view_keeper import ViewKeeper
@@ -132,8 +133,10 @@ class Server:
             peers=peers,
             entropy=entropy,
         )
+        self._tails = TailDesk(name, peers=peers, ask=self._submissions.run, entropy=entropy)
         self.calls: Calls = {
             **self.nested.calls,
+            **self._tails.calls,
             "read_body": self.read_body,
             "submit": self._submissions.submit,
             "read_submitted": self._submissions.read,
@@ -152,11 +155,13 @@ class Server:
         await self._link_server.start(socket_path)
         self._side.begin(self._traces.gather())
         self._side.begin(self._prewarmer.work())
+        self._side.begin(self._tails.work())
 
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
         await self._link_server.stop()
         await self.nested.stop()
+        await self._tails.stop()
         await self._side.stop()
         await self._traces.close()
 
@@ -211,6 +216,17 @@ class Server:
         resolved = self._resolve(request)
         if isinstance(resolved, Outcome):
             return EndedAnswer(Ended(resolved)), None, ""
+        resolved, root = self._tails.entering(resolved, self._keeper.version_of(request.worker, resolved.version))
+        if root is None:
+            return await self._send(resolved, body, recorder, began_ns)
+        with root:
+            answer, leased, home = await self._send(resolved, body, recorder, began_ns)
+        return root.watched(answer), leased, home
+
+    async def _send(
+        self, resolved: Request, body: BodySource, recorder: Recorder, began_ns: int
+    ) -> tuple[Answer, Request | None, str]:
+        """Send a request that has a version, here or to its home; as ``_answer``."""
         home, route = self._route(resolved)
         request = replace(resolved, at_home=home in (None, self.name) or route.server == home)
         recorder.span(
@@ -305,6 +321,8 @@ class Server:
         socket = self._hosts.of(request.version)
         if deployed is None or len(deployed.versions) != 1 or socket is None:
             return None
+        if deployed.versions[0].bindings.tail is not None:
+            return None  # whoever keeps the flow of its tree sees each of its requests
         if deployed.versions[0].version_id != request.version or (self._home_of(request.worker) or "") != home:
             return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
@@ -394,6 +412,8 @@ class Server:
             for worker in report.workers:
                 if self._home_of(worker) == self.name:
                     self._prewarmer.used(worker)
+        elif kind is Frame.STAGE:
+            self._tails.told(payload, self.nested.stage)
         elif kind is Frame.NOTICE:
             word, _, version = payload.decode().partition(" ")
             self._host_says(word, version)
@@ -469,6 +489,7 @@ class Server:
                     "sent_bytes": counts.sent_bytes,
                 },
                 "nested": self.nested.statistics(),
+                "tails": self._tails.statistics(),
                 "hosts": len(self._hosts.alive),
                 "hosts_lost": self._hosts.lost,
                 "sticky_refusals": len(self._client.refusals),
@@ -504,8 +525,9 @@ def _bare(request: Request) -> Request:
     """A request without what its client sent: what starts an isolate waits in a queue, and is read on its way."""
     head = RequestHead("", "", "", "")
     return replace(
-        request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=(), context=b""
-    )
+        request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=(),
+        context=b"", report_traces=None,
+    )  # fmt: skip
 
 
 def _now_s() -> float:

@@ -7,7 +7,6 @@ stage of itself as it was; what is made of both is the flow's.
 from dataclasses import dataclass, replace
 from typing import Final
 
-from actors.context import Context
 from isolates.outcome import Outcome
 
 #: What a line of log weighs beside its text; an event with empty lines has a bound, too.
@@ -19,7 +18,8 @@ _EXCEPTION_CHARS_MAX: Final = 4_096
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Who holds the flow: a call, by the id that its caller gave it. ``run``: 0, and one more each time that it is run
-    again after a loss. ``under``: the stages under whose layers it runs. ``tails`` are its own."""
+    again after a loss. ``under``: the stages under whose layers it runs. ``tails`` and the namespaces out of which it
+    ``dispatches`` are its version's own."""
 
     stage: str
     parent: str
@@ -30,25 +30,7 @@ class Stage:
     under: tuple[str, ...] = ()
     chosen_by: str = ""
     tails: tuple[str, ...] = ()
-    dispatches: str = ""
-
-    @classmethod
-    def of(
-        cls,
-        context: Context,
-        worker: str,
-        *,
-        version: str = "",
-        machine: str = "",
-        run: int = 0,
-        tails: tuple[str, ...] = (),
-        dispatches: str = "",
-    ) -> "Stage":
-        """The stage that runs under ``context``."""
-        under = tuple(layer.stage for layer in context.layers)
-        return cls(
-            context.stage, context.caller, worker, version, machine, run, under, context.chosen_by, tails, dispatches
-        )
+    dispatches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

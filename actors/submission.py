@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from actors.capability import Exports
-from actors.exchange import Capability, Chunk, Ended, Outcome, Request, status_of
+from actors.exchange import Capability, Chunk, Ended, Outcome, Request, Served, status_of
 from actors.link import Answer, BodySource
 from actors.side_work import SideWork
 from actors.stage import is_error, root_attributes
@@ -62,7 +62,36 @@ class Submissions:
 
     async def submit(self, payload: bytes) -> bytes:
         """A driver's request, whole in one call. Answers plain data: served, data, end, ended, rest."""
-        request = REQUEST.decode(payload)
+        submitted, served, trace_id = await self._begin(REQUEST.decode(payload), NoBody())
+        try:
+            chunk = await submitted.next()
+            rest = None if chunk.ended is not None else self._out.mint(submitted)
+        except BaseException:
+            submitted.answer.cancel()  # nobody will ever read the rest
+            raise
+        if rest is not None:
+            self._side.begin(self._forget_unread(submitted, rest))
+        return encode_plain(
+            {
+                "served": None if served is None else SERVED.encode(served),
+                "chunk": CHUNK.encode(chunk),
+                "rest": None if rest is None else CAPABILITY.encode(rest),
+                "trace_id": trace_id,
+            }
+        )
+
+    async def run(self, request: Request, body: BodySource) -> Ended:
+        """A request of the Server's own, to its end. What it answers is nobody's."""
+        submitted, _, _ = await self._begin(request, body)
+        try:
+            while (chunk := await submitted.next()).ended is None:
+                pass
+            return chunk.ended
+        finally:
+            submitted.answer.cancel()  # nothing, when it is over
+
+    async def _begin(self, request: Request, body: BodySource) -> "tuple[Submitted, Served | None, str]":
+        """Send a request that begins here, with the root of its trace; also the head, and the trace's id."""
         recorder = Recorder.under(request.traceparent, self._server, Role.SERVER, self._entropy)
         root_id = recorder.new_id()
         # Of a driver that is itself traced; otherwise the trace starts here.
@@ -71,8 +100,12 @@ class Submissions:
         recorder.context = recorder.context.child(root_id)
         began_ns = time.time_ns()
         request = replace(request, traceparent=recorder.context.traceparent(), edge=self._server)
-        answer, _, home = await self._answer(request, NoBody(), recorder)
-        served = await answer.served()
+        answer, _, home = await self._answer(request, body, recorder)
+        try:
+            served = await answer.served()
+        except BaseException:
+            answer.cancel()
+            raise
         if served is not None:
             served = replace(served, home=home)
 
@@ -88,23 +121,7 @@ class Submissions:
             )  # fmt: skip
             self._report([*spans, *recorder.spans])
 
-        submitted = Submitted(answer, root)
-        try:
-            chunk = await submitted.next()
-            rest = None if chunk.ended is not None else self._out.mint(submitted)
-        except BaseException:
-            answer.cancel()  # nobody will ever read the rest
-            raise
-        if rest is not None:
-            self._side.begin(self._forget_unread(submitted, rest))
-        return encode_plain(
-            {
-                "served": None if served is None else SERVED.encode(served),
-                "chunk": CHUNK.encode(chunk),
-                "rest": None if rest is None else CAPABILITY.encode(rest),
-                "trace_id": recorder.context.trace_id,
-            }
-        )
+        return Submitted(answer, root), served, recorder.context.trace_id
 
     async def read(self, payload: bytes) -> bytes:
         """The next chunk of a driver's answer."""

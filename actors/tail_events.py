@@ -59,7 +59,7 @@ def _hears(listening: Stage, stage: Stage) -> bool:
 def _knows(listening: Stage, stage: Stage) -> bool:
     if listening.stage in (stage.stage, stage.chosen_by):
         return True
-    return bool(listening.dispatches) and namespace_of(stage.worker) == listening.dispatches
+    return namespace_of(stage.worker) in listening.dispatches
 
 
 def _event(told: Told, by_name: bool, heard: Collection[str]) -> dict[str, object]:

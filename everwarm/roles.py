@@ -216,7 +216,7 @@ async def _start_server(world: World) -> Started:
     return Started(
         {**server.calls, "begin": begin, "statistics": statistics},
         stop,
-        direct=frozenset({"read_body", "prewarm", "report_spans", "more_budget", "spent"}),
+        direct=frozenset({"read_body", "prewarm", "report_spans", "more_budget", "spent", "report_stage"}),
     )
 
 

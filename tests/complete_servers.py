@@ -396,7 +396,12 @@ class CompleteServers:
                 server, shard = await machine.statistics(), await machine.shard_statistics()
                 if server["lent_out"] or shard["lent_out"] or shard["in_flight"]:
                     return False
-                if server["nested"]["stages"] or server["nested"]["lent_out"] or machine.egress.statistics()["links"]:
+                if (
+                    server["tails"]["flows"]
+                    or server["nested"]["stages"]
+                    or server["nested"]["lent_out"]
+                    or machine.egress.statistics()["links"]
+                ):
                     return False
                 if machine.host.statistics()["running"] or machine.host.statistics()["queued"]:
                     return False
@@ -404,6 +409,14 @@ class CompleteServers:
             return not any(calls)
 
         await wait_until(empty, f"settled: {[(m.name, await m.statistics()) for m in self.machines]}")
+
+    async def running(self, guests: int) -> None:
+        """So many guests run."""
+
+        async def run() -> bool:
+            return sum(int(str(machine.host.statistics()["running"])) for machine in self.machines) == guests
+
+        await wait_until(run, f"{guests} guests run")
 
     async def deploy(
         self, name: str, component: bytes, bindings: Bindings = NOTHING_BOUND, **limits: int

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload, wait_until
+from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload
+from request_trees import bound, drive, spans_at
 
-from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding
+from actors.bindings import Bindings, DispatchBinding, Outbound
 from actors.budget import Budget
 from actors.context import Context
 from actors.context_wire import encode_context
 from actors.egress_frames import Asked
 from actors.exchange import Outcome
 from actors.nested_answer import CallRefused
-from actors.view import decode_plain, encode_plain
-from actors.wire import CHUNK, REQUEST, SERVED
 from isolates.egress import OutgoingHead
-from tracing.trace import Attr, Span, SpanName
-from tracing.wire import decode_spans
+from tracing.trace import Attr, SpanName
 
 Scenario = Callable[[CompleteServers], Awaitable[None]]
 
@@ -38,41 +36,6 @@ def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
         asyncio.run(whole())
 
     return run
-
-
-def bound(**services: str) -> Bindings:
-    """Service bindings by name."""
-    return Bindings(services=tuple(ServiceBinding(name, worker) for name, worker in services.items()))
-
-
-async def spans_at(cluster: CompleteServers, edge: int, stages: int) -> list[Span]:
-    """The spans of the one trace that came in at a server, once as many stages have told."""
-    found: list[Span] = []
-
-    async def told() -> bool:
-        (latest,) = decode_plain(await cluster[edge].server._traces.traces(encode_plain({"limit": 1}))) or [None]
-        if latest is None:
-            return False
-        report = await cluster[edge].server._traces.trace(encode_plain({"trace_id": latest["trace_id"]}))
-        spans = decode_spans(report)
-        assert isinstance(spans, list)
-        found[:] = spans
-        return sum(span.name == SpanName.REQUEST for span in spans) == stages
-
-    await wait_until(told, f"{stages} stages have told")
-    return found
-
-
-async def drive(cluster: CompleteServers, edge: int, worker: str, path: str) -> tuple[int, bytes]:
-    """A driver's request, which makes the root of its trace; status and body."""
-    server = cluster[edge].server
-    answer = decode_plain(await server._submissions.submit(REQUEST.encode(request(worker, path))))
-    chunk = CHUNK.decode(answer["chunk"])
-    body = chunk.data
-    while chunk.ended is None:
-        chunk = CHUNK.decode(await server._submissions.read(answer["rest"]))
-        body += chunk.data
-    return SERVED.decode(answer["served"]).status, body
 
 
 @pytest.mark.parametrize("callee_home", [1, 2])
@@ -260,12 +223,7 @@ def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None], guest:
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
         path = "/?url=http://callee.binding.internal/?chunks=100000&interval_ms=5"
         answer = await cluster[1].begin(request(caller, path), Pieces())
-
-        async def run() -> bool:
-            running = sum(int(str(machine.host.statistics()["running"])) for machine in cluster.machines)
-            return running == 2
-
-        await wait_until(run, "both run")
+        await cluster.running(2)
         if guest == "stream":
             assert await answer.served() is not None
             assert await answer.read()

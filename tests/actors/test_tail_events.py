@@ -31,11 +31,11 @@ def platform() -> dict[str, Stage]:
     assert way is not None
     worker, guard = way
     return {
-        "shop": Stage.of(shop, "shop", version="ab", tails=("tail",), dispatches="users"),
-        "alice": Stage.of(alice, "users/alice", tails=("spy",)),
-        "bob": Stage.of(bob, "users/bob"),
-        "store": Stage.of(store, "store"),
-        "guard": Stage.of(guard, worker),
+        "shop": replace(shop.as_stage("shop"), version="ab", tails=("tail",), dispatches=("users",)),
+        "alice": replace(alice.as_stage("users/alice"), tails=("spy",)),
+        "bob": bob.as_stage("users/bob"),
+        "store": store.as_stage("store"),
+        "guard": guard.as_stage(worker),
     }
 
 

@@ -26,6 +26,7 @@ ALLOWED = (
     "wasi:io/poll@",
     "wasi:io/streams@",
     "wasi:clocks/monotonic-clock@",
+    "wasi:cli/stdout@",
 )
 
 ZIG_MANIFEST = 'name = "hello"\nlanguage = "zig"\nentry = "worker.zig"\n'
@@ -45,7 +46,7 @@ def test_a_checked_in_component(folder: Path) -> None:
 
 def test_all_of_them_are_here() -> None:
     names = [f"{folder.parent.name}/{folder.name}" for folder in CHECKED_IN]
-    zig = ("echo", "fetch", "hello", "hoard", "silent", "slow_start", "snapshot", "spin", "stream", "trap")
+    zig = ("echo", "fetch", "hello", "hoard", "silent", "slow_start", "snapshot", "spin", "stream", "tail", "trap")
     assert names == sorted(["c/hello", *(f"zig/{name}" for name in zig)])
 
 

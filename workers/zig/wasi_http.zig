@@ -494,6 +494,21 @@ pub fn errorCodeName() []const u8 {
     return error_code_names[last_error_code];
 }
 
+/// Writes to the worker's log: what its owner reads beside the request, and its tail worker hears. What is beyond the
+/// limit of a request is dropped by the host.
+pub fn log(bytes: []const u8) Error!void {
+    const stream = abi.@"get-stdout"();
+    defer abi.@"[resource-drop]output-stream"(stream);
+    var rest = bytes;
+    while (rest.len > 0) {
+        const piece = rest[0..@min(rest.len, flush_bytes_max)];
+        var result: abi.StreamResult = undefined;
+        abi.@"[method]output-stream.blocking-write-and-flush"(stream, piece.ptr, piece.len, &result);
+        try result.check(.of_request);
+        rest = rest[piece.len..];
+    }
+}
+
 /// Lets time pass; the worker uses no CPU meanwhile.
 pub fn wait(ms: u64) void {
     blockOn(abi.@"subscribe-duration"(ms * std.time.ns_per_ms));
@@ -668,5 +683,6 @@ const abi = struct {
     extern "wasi:io/poll@0.2.10" fn poll([*]const i32, usize, *List) void;
     extern "wasi:io/poll@0.2.10" fn @"[method]pollable.block"(i32) void;
     extern "wasi:io/poll@0.2.10" fn @"[resource-drop]pollable"(i32) void;
+    extern "wasi:cli/stdout@0.2.10" fn @"get-stdout"() i32;
     extern "wasi:clocks/monotonic-clock@0.2.10" fn @"subscribe-duration"(u64) i32;
 };
