@@ -19,7 +19,9 @@ lines (``peer.py``).
 
 **What a loss says.** The process at the other end is gone, the network between is cut, or nothing was acknowledged for
 3 s, which the kernel looks after even while a process is busy: each call that is under way is lost, and may have been
-carried out. TCP breaks no call in between: a line is whole or gone.
+carried out. TCP breaks no call in between: a line is whole or gone. The one that was called finishes what it has begun,
+but for calls that are worth nothing without their caller (``heard_only``): a request whose sender is gone is one whose
+client is gone.
 """
 
 import asyncio
@@ -255,6 +257,7 @@ class _CalledEnd(_End):
         self._known = False
         self._late: asyncio.TimerHandle | None = None
         self._running = 0
+        self._heard_only: set[asyncio.Task[None]] = set()  # of those that run
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -268,7 +271,11 @@ class _CalledEnd(_End):
         if kind is Frame.CALL and self._known:
             call_id, length = _CALL.unpack_from(payload)
             name_end = _CALL.size + length
-            self._begin(call_id, payload[_CALL.size : name_end].decode(), payload[name_end:])
+            method = payload[_CALL.size : name_end].decode()
+            task = self._begin(call_id, method, payload[name_end:])
+            if task is not None and method in self._server.heard_only:
+                self._heard_only.add(task)
+                task.add_done_callback(self._heard_only.discard)
         elif kind is Frame.PROOF and not self._known and len(payload) == _NONCE_BYTES + _PROOF_BYTES:
             challenges = self._nonce + payload[:_NONCE_BYTES]
             if not hmac.compare_digest(payload[_NONCE_BYTES:], self._server.proof(b"caller", challenges)):
@@ -281,15 +288,15 @@ class _CalledEnd(_End):
         else:
             raise LinkBroken(f"a frame {kind.name} out of turn")
 
-    def _begin(self, call_id: int, method: str, payload: bytes) -> None:
+    def _begin(self, call_id: int, method: str, payload: bytes) -> "asyncio.Task[None] | None":
         if self._running >= CallLine.CALLS_MAX:
             self._send(Frame.RAISED, _ID.pack(call_id), b"too many calls are under way")
-            return
+            return None
         self._running += 1
-        self._server.begin(self._run(call_id, method, payload))
+        return self._server.begin(self._run(call_id, method, payload))
 
     async def _run(self, call_id: int, method: str, payload: bytes) -> None:
-        """Run one call to its end, also when the line is gone by then: what it began, it finishes."""
+        """Run one call to its end."""
         try:
             answer = await self._server.run(method, payload)
             if len(answer) > FRAME_BYTES_MAX - _ID.size:
@@ -305,6 +312,8 @@ class _CalledEnd(_End):
     def _lost(self) -> None:
         if self._late is not None:
             self._late.cancel()
+        for task in self._heard_only:
+            task.cancel()
         self._server.gone(self)
 
 
@@ -317,9 +326,14 @@ class CallLineServer:
     STRANGERS_MAX = 64
 
     def __init__(
-        self, calls: Mapping[str, Callable[[bytes], Awaitable[bytes]]], greeting_s_max: float = _GREETING_S_MAX
+        self,
+        calls: Mapping[str, Callable[[bytes], Awaitable[bytes]]],
+        greeting_s_max: float = _GREETING_S_MAX,
+        heard_only: frozenset[str] = frozenset(),
     ) -> None:
+        """``heard_only``: methods that are cancelled when the line of their caller breaks."""
         self._calls = dict(calls)
+        self.heard_only = heard_only
         self.greeting_s_max = greeting_s_max
         self._secret = secrets.token_bytes(32)
         self._strangers: set[_CalledEnd] = set()
@@ -378,11 +392,12 @@ class CallLineServer:
         """What only somebody with the secret can say."""
         return _proof(self._secret, who, challenges)
 
-    def begin(self, call: Coroutine[Any, Any, None]) -> None:
+    def begin(self, call: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run a call on the side; its line bounds how many."""
         task = asyncio.create_task(call)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     async def run(self, method: str, payload: bytes) -> bytes:
         """Run one of the methods."""

@@ -211,6 +211,9 @@ class ShardServer:
         try:
             assert visit.answer is not None
             chunk = await self._next_chunk(visit.answer, wait=True)
+        except asyncio.CancelledError:
+            visit.over()  # whoever read it has gone, and will not come back
+            raise
         finally:
             visit.read_at_s = loop.time()
         if chunk.ended is not None:

@@ -77,7 +77,8 @@ class RoleProcess:
         )
         self._started = await self._role.start(world)
         if self._started.direct and not _ray_uses_tls():  # what Ray is to encrypt must not go in the clear beside it
-            self._lines = CallLineServer({name: self._started.calls[name] for name in self._started.direct})
+            direct = {name: self._started.calls[name] for name in self._started.direct}
+            self._lines = CallLineServer(direct, heard_only=self._started.heard_only)
             self._line_offer = await self._lines.start(self._config.line_address)
         # What was imported until now, Ray's modules most of all, is never garbage. Without this a full collection
         # walks it for 40 ms, and charges that to whichever guest runs on the thread that it falls on.

@@ -88,6 +88,8 @@ class Started:
     info: dict[str, object] = field(default_factory=dict)
     #: The calls that are on a request's path, or race with one: others make them over a direct line.
     direct: frozenset[str] = frozenset()
+    #: Of these, the calls that end with the line of their caller.
+    heard_only: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,10 @@ async def _start_shard(world: World) -> Started:
         """Its requests end with their links."""
 
     return Started(
-        {**shard.calls, "statistics": statistics}, stop, direct=frozenset({"serve", "read_response", "abort"})
+        {**shard.calls, "statistics": statistics},
+        stop,
+        direct=frozenset({"serve", "read_response", "abort"}),
+        heard_only=frozenset({"serve", "read_response"}),
     )
 
 

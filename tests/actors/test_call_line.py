@@ -29,7 +29,7 @@ class Home:
 
     @property
     def calls(self) -> dict[str, Callable[[bytes], Awaitable[bytes]]]:
-        return {"echo": self.echo, "wait": self.wait, "fail": self.fail, "grow": self.grow}
+        return {"echo": self.echo, "wait": self.wait, "serve": self.wait, "fail": self.fail, "grow": self.grow}
 
     async def echo(self, payload: bytes) -> bytes:
         self.called.append(payload)
@@ -54,7 +54,7 @@ Scenario = Callable[[Home, CallLineServer, LineOffer], Coroutine[Any, Any, None]
 def play(scenario: Scenario, greeting_s_max: float = 5.0) -> None:
     async def whole() -> None:
         home = Home()
-        server = CallLineServer(home.calls, greeting_s_max)
+        server = CallLineServer(home.calls, greeting_s_max, heard_only=frozenset({"serve"}))
         offer = await server.start(LOOPBACK)
         try:
             async with asyncio.timeout(30.0):
@@ -235,6 +235,23 @@ def test_what_was_under_way_when_the_line_broke_may_have_been_carried_out() -> N
         home.may_answer.set()  # what has begun comes to its end, as it does when Ray loses a caller
         await until(lambda: len(home.finished) == 10)
         assert b"late" not in home.called
+
+    play(scenario)
+
+
+def test_what_is_only_for_its_caller_ends_with_the_line() -> None:
+    async def scenario(home: Home, server: CallLineServer, offer: LineOffer) -> None:
+        gone, stays = await CallLine.open(offer), await CallLine.open(offer)
+        for name, line in (("serve", gone), ("wait", gone), ("serve", stays)):
+            asyncio.create_task(line.call(name, f"{name} {line is gone}".encode())).add_done_callback(
+                lambda task: task.exception()
+            )
+        await until(lambda: len(home.called) == 3)
+        gone.close()
+        await until(lambda: server.lines == 1 and len(server._running) == 2)
+        home.may_answer.set()
+        await until(lambda: len(home.finished) == 2)
+        assert sorted(home.finished) == [b"serve False", b"wait True"]
 
     play(scenario)
 

@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 from msgspec.structs import replace
 
 from actors.admission import AdmissionLimits
@@ -111,6 +112,8 @@ class Ending:
         return False
 
     async def read(self) -> bytes | None:
+        if not self.is_over:
+            await asyncio.Event().wait()
         return None
 
     async def ended(self) -> Ended:
@@ -199,6 +202,25 @@ def test_an_answer_that_took_long_to_begin_is_not_unread(tmp_path: Path) -> None
             await asyncio.sleep(0)
         assert answer.cancelled
         assert decode_plain(await shard.statistics())["in_flight"] == 0
+
+    _clocked(scenario())
+
+
+def test_a_reader_that_is_lost_ends_the_answer_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answer = Ending(Ended(Outcome.OK, server="server-2", start_type="warm"), held=True)
+        shard = _shard(tmp_path, [answer])
+        verdict = decode_verdict(await shard.serve(REQUEST.encode(OFFER)))
+        assert isinstance(verdict, Answered)
+        assert verdict.rest is not None
+        reading = asyncio.create_task(shard.read_response(CAPABILITY.encode(verdict.rest)))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert answer.cancelled
+        counted = decode_plain(await shard.statistics())
+        assert (counted["lent_out"], counted["in_flight"]) == (0, 0)
 
     _clocked(scenario())
 
