@@ -38,6 +38,7 @@ class Frame(IntEnum):
     STARTED = 15
     PRELOAD = 16
     STAGE = 17
+    LATE_SPANS = 18
     OUTGOING = 20
     FAILED = 21
     CHALLENGE = 30

@@ -482,7 +482,12 @@ class IsolateHost:
             ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load,
             start_cost_ms=cost.start_ms, isolate_bytes=cost.bytes_,
         )  # fmt: skip
-        link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
+        try:
+            link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
+        except LinkBroken:
+            # Whoever asked has left, and with it the way that spans go. They belong into the trace all the same.
+            self._tell_server(Frame.LATE_SPANS, request.edge.encode() + b"\0" + last.spans[0])
+            raise
 
     # --------------------------------------------------------------------------------------- residency's decisions
 

@@ -122,7 +122,7 @@ class NestedCalls:
             answer.told(report.spent)
         return b""
 
-    def _report_to(self, edge: str, spans: list[Span]) -> None:
+    def report_to(self, edge: str, spans: list[Span]) -> None:
         """Spans of a stage, for the Server where the tree's request came in."""
         if edge in ("", self._server):
             self._report(spans)
@@ -215,7 +215,7 @@ class NestedCalls:
             stage.calls.over(call, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
         self.counts["calls"] += 1
-        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self._report_to)
+        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self.report_to)
         head = asked.head
         request = Request(
             asked.request_id,

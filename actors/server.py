@@ -405,6 +405,9 @@ class Server:
             self._side.begin(self._prewarm(REQUEST.decode(payload)))
         elif kind is Frame.SPANS:
             self._traces.report(spans_of(payload))
+        elif kind is Frame.LATE_SPANS:
+            edge, _, late = payload.partition(b"\0")
+            self.nested.report_to(edge.decode(), spans_of(late))
         elif kind is Frame.HEAT:
             report = HEAT.decode(payload)
             self._warmth.homes_here = self._keeper.homes_of(self.name)

@@ -301,17 +301,15 @@ class AsyncClient:
         await asyncio.gather(*(self._call_server(server, "export_to", order) for server in self.servers))
 
     async def traces(self, limit: int = 20) -> list[dict[str, Any]]:
-        """Summaries of the latest traces of all servers, newest first."""
-        pages = await asyncio.gather(*(self._of_server(server, "traces", {"limit": limit}) for server in self.servers))
+        """Summaries of the latest traces of all servers that can be reached, newest first."""
+        pages = await self._of_servers("traces", {"limit": limit})
         found = [summary for page in pages for summary in decode_plain(page)]
         found.sort(key=lambda summary: summary["start_ns"], reverse=True)
         return found[:limit]
 
     async def trace(self, trace_id: str) -> list[Span]:
-        """The spans of a trace, by the beginning of its id; empty when nobody knows it."""
-        reports = await asyncio.gather(
-            *(self._of_server(server, "trace", {"trace_id": trace_id}) for server in self.servers)
-        )
+        """The spans of a trace, by the beginning of its id; empty when nobody who can be reached knows it."""
+        reports = await self._of_servers("trace", {"trace_id": trace_id})
         spans: list[Span] = []
         for report in reports:
             decoded = decode_spans(report)
@@ -327,6 +325,22 @@ class AsyncClient:
             if spans or time.monotonic() > until_s:
                 return spans
             await asyncio.sleep(0.05)
+
+    async def _of_servers(self, method: str, order: dict[str, Any]) -> list[bytes]:
+        """What the servers say that can be reached. ``EverwarmError`` when none can."""
+
+        async def one(server: str) -> bytes | None:
+            try:
+                return await (await self._server(server)).call(method, encode_plain(order))
+            except PeerLost:
+                return None
+            except PeerFailed as failed:
+                raise EverwarmError(str(failed)) from failed
+
+        there = [said for said in await asyncio.gather(*map(one, self.servers)) if said is not None]
+        if not there:
+            raise EverwarmError("no server can be reached")
+        return there
 
     async def _of_server(self, server: str, method: str, order: dict[str, Any]) -> bytes:
         return await self._call_server(server, method, encode_plain(order))

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload
+from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload, wait_until
 from request_trees import bound, drive, spans_at
 
 from actors.bindings import Bindings, DispatchBinding, Outbound
@@ -18,8 +19,10 @@ from actors.context_wire import encode_context
 from actors.egress_frames import Asked
 from actors.exchange import Outcome
 from actors.nested_answer import CallRefused
+from actors.view import encode_plain
 from isolates.egress import OutgoingHead
 from tracing.trace import Attr, SpanName
+from tracing.wire import decode_spans
 
 Scenario = Callable[[CompleteServers], Awaitable[None]]
 
@@ -222,13 +225,24 @@ def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None], guest:
         callee = await cluster.deploy_at(home, guest, cpu_ms=60_000)
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
         path = "/?url=http://callee.binding.internal/?chunks=100000&interval_ms=5"
-        answer = await cluster[1].begin(request(caller, path), Pieces())
+        trace_id = "1" * 32
+        traceparent = f"00-{trace_id}-{'2' * 16}-01"
+        asked = msgspec.structs.replace(request(caller, path), edge="server-1", traceparent=traceparent)
+        answer = await cluster[1].begin(asked, Pieces())
         await cluster.running(2)
         if guest == "stream":
             assert await answer.served() is not None
             assert await answer.read()
         answer.cancel()
         await cluster.settled()
+
+        async def told() -> bool:
+            """What both guests did is in the trace, although nobody waited for their answers."""
+            spans = decode_spans(await cluster[1].server._traces.trace(encode_plain({"trace_id": trace_id})))
+            assert isinstance(spans, list)
+            return {s.attributes[Attr.WORKER] for s in spans if s.name == SpanName.HANDLER} == {caller, callee}
+
+        await wait_until(told, "both handlers are in the trace")
 
     play(scenario)
 

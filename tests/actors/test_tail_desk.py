@@ -132,6 +132,7 @@ def test_a_client_that_leaves_is_heard_of_once(play: Callable[..., None]) -> Non
         await cluster.settled()
         (events,) = await heard(cluster, 1, platform.tail)
         assert [event["outcome"] for event in events] == ["canceled"] * 3
+        assert all(event["everwarm"]["reported"] for event in events)
 
     play(scenario)
 
