@@ -16,13 +16,15 @@ once a second. A line that breaks is a lost peer like any other, so a machine th
 requests are, not where Ray looks.
 
 Handles are exchanged once, when two roles first meet, through an *introducer* (the ControlPlane's directory); they
-are kept, since handles looked up by name do not keep an actor alive.
+are kept, since handles looked up by name do not keep an actor alive. A handle whose actor died is good for nothing any
+more: then the probes ask the introducer whether another actor has come in its place.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray.exceptions
@@ -48,6 +50,13 @@ _DIRECT_BYTES_MAX = FRAME_BYTES_MAX - 1_024
 #: Probes in a row. A peer that is away for longer has left, most likely; the next call begins again.
 _PROBES_MAX = 60
 
+#: Who died and comes again as another actor does so within seconds, or in minutes when it is a whole machine. Each
+#: look is a question to the ControlPlane, and with hundreds of machines all of them ask for the one that died.
+_PROBES_SOON = 8
+_PROBE_LATER_EVERY_S = 5.0
+
+#: The actor handle of whoever is at an address, or None.
+Introduce = Callable[[str], Awaitable[Any]]
 #: The methods of a role that others may call.
 Calls = dict[str, Callable[[bytes], Awaitable[bytes]]]
 
@@ -86,18 +95,28 @@ class RayPeer:
     """
 
     def __init__(
-        self, address: str, handle: Any, open_line: Callable[[LineOffer], Awaitable[CallLine]] = CallLine.open
+        self,
+        address: str,
+        handle: Any,
+        open_line: Callable[[LineOffer], Awaitable[CallLine]] = CallLine.open,
+        introduce: Introduce | None = None,
     ) -> None:
+        """``introduce`` is asked for another handle when this one's actor is dead."""
         self.address = address
+        self._introduce = introduce
         self.counts = {"direct": 0, "through_ray": 0}
         self._open_line = open_line
         self._line: CallLine | None = None
         self._opening: asyncio.Task[None] | None = None
         self._open_again_s = 0.0
-        # Task events would tell Ray's head of every request.
-        self._remote = handle.call.options(enable_task_events=False).remote
+        self._take(handle)
         self._away = False
         self._probing: asyncio.Task[None] | None = None
+
+    def _take(self, handle: Any) -> None:
+        self._handle = handle
+        # Task events would tell Ray's head of every request.
+        self._remote = handle.call.options(enable_task_events=False).remote
 
     async def call(self, method: str, payload: bytes = b"") -> bytes:
         if self._away:
@@ -164,14 +183,29 @@ class RayPeer:
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
-        for _ in range(_PROBES_MAX):
+        for i in range(_PROBES_MAX):
             try:
                 await asyncio.wait_for(self._remote("probe", b""), _PROBE_TIMEOUT_S)
+            except ray.exceptions.ActorDiedError:
+                if not await self._meets_another():
+                    await asyncio.sleep(_PROBE_EVERY_S if i < _PROBES_SOON else _PROBE_LATER_EVERY_S)
             except (ray.exceptions.RayError, TimeoutError):
                 await asyncio.sleep(_PROBE_EVERY_S)  # still away
             else:
                 self._away = False
                 return
+
+    async def _meets_another(self) -> bool:
+        """Whether another actor is at this address now: then it is the one that is called from now on."""
+        handle = None
+        if self._introduce is not None:
+            with suppress(ray.exceptions.RayError, TimeoutError):
+                async with asyncio.timeout(_INTRODUCTION_S_MAX):
+                    handle = await self._introduce(self.address)
+        if handle is None or handle == self._handle:
+            return False
+        self._take(handle)
+        return True
 
 
 class RayPeers:
@@ -180,7 +214,7 @@ class RayPeers:
     #: Two roles of 4,000 machines; a directory larger than the cluster means that addresses are not stable.
     MET_MAX = 8_192
 
-    def __init__(self, introduce: Callable[[str], Awaitable[Any]]) -> None:
+    def __init__(self, introduce: Introduce) -> None:
         self._introduce = introduce
         self._met: dict[str, RayPeer] = {}
 
@@ -196,8 +230,12 @@ class RayPeers:
                 raise PeerLost(address, delivered=False)
             if len(self._met) >= self.MET_MAX:
                 self._met.clear()
-            peer = self._met[address] = RayPeer(address, handle)
+            peer = self._met[address] = RayPeer(address, handle, introduce=self._introduce)
         return peer
+
+    def forget(self, address: str) -> None:
+        """Somebody else is at ``address`` now, or nobody: who asks for it next is introduced anew."""
+        self._met.pop(address, None)
 
     def statistics(self) -> dict[str, int]:
         """How many calls went which way."""

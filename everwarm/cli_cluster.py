@@ -10,14 +10,20 @@ from typing import Any
 import click
 
 from everwarm.cli_servers import membership_text
-from everwarm.console import JSON, connected, fail, open_home, progress, when
+from everwarm.console import JSON, fail, open_home, progress, when
 from everwarm.home import Home
 
 
 @click.command()
 @click.option("--servers", default=3, show_default=True, type=click.IntRange(1, 16), help="Servers on this machine.")
 @click.option("--port", default=8443, show_default=True, type=click.IntRange(0, 65519), help="HTTPS port of the first.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--address", default="", help="Address to listen on: 127.0.0.1, or each node's own on a Ray's nodes.")
+@click.option(
+    "--ray-address",
+    default="",
+    metavar="HOST:PORT",
+    help="Run on all nodes of this Ray, which others started (auto: the one on this machine), a server on each.",
+)
 @click.option("--otlp", "otlp_url", default="", metavar="URL", help="Send traces to this OTLP/HTTP endpoint.")
 @click.option("--otlp-header", multiple=True, metavar="K=V", help="A header for that endpoint; may be repeated.")
 @click.option("--certificates", default="", metavar="DIR", help="PEM files by host name, instead of the local CA's.")
@@ -46,6 +52,7 @@ def up(
     servers: int,
     port: int,
     address: str,
+    ray_address: str,
     otlp_url: str,
     otlp_header: tuple[str, ...],
     certificates: str,
@@ -60,7 +67,7 @@ def up(
     with_python: bool,
     as_json: bool,
 ) -> None:
-    """Start a cluster on this machine and keep it until Ctrl-C."""
+    """Start a cluster on this machine, or on the nodes of a Ray, and keep it until Ctrl-C."""
     from everwarm.up import UpFailed, run
     from everwarm.up import detach as run_detached
 
@@ -103,13 +110,15 @@ def up(
     if not otlp_url and viewing is not None:
         otlp_url, headers = viewing
         progress("traces go to the viewer that runs from this state directory")
-    os.environ.update(home.ray_environment())
+    if not ray_address:
+        os.environ.update(home.ray_environment())
     from everwarm.roles import ClusterConfig
 
     config = ClusterConfig(
         home=str(home.directory),
-        servers=servers,
-        address=address,
+        servers=1 if ray_address else servers,
+        address=address or ("" if ray_address else "127.0.0.1"),
+        ray_address=ray_address,
         port=port,
         otlp_url=otlp_url,
         otlp_headers=headers,
@@ -177,26 +186,31 @@ def down() -> None:
 @JSON
 def status(as_json: bool) -> None:
     """What runs: servers, workers and their homes, counters."""
+    from everwarm.client import NotRunning, connect
+
     home = open_home()
-    if home.running() is None:
-        if as_json:
-            click.echo(json.dumps({"running": False}))
-        else:
-            click.echo("No cluster runs from this state directory. Start one with: everwarm up --detach")
+    try:
+        client = connect(home)
+    except NotRunning as missing:
+        click.echo(json.dumps({"running": False}) if as_json else str(missing))
         sys.exit(3)
-    with connected() as client:
+    except (ConnectionError, ValueError) as refused:
+        fail(f"The cluster does not answer ({refused}).")
+    with client:
         running, counters = client.running, client.statistics()
         workers, membership = client.workers(), client.members()
     if as_json:
-        found = {"pid": running.pid, "servers": running.servers, "membership": membership, "roles": counters}
+        found = {"pid": running.pid, "servers": running.servers, "addresses": running.addresses,
+                 "membership": membership, "roles": counters}  # fmt: skip
         click.echo(json.dumps({"running": True, **found}))
         return
     click.echo(
         f"Everwarm runs (pid {running.pid}) since {when(int(running.started_at_s * 1000))}, {len(workers)} workers."
     )
     click.echo(f"Local CA: {home.ca_certificate}\n")
+    wide = max([10, *map(len, running.servers)]) + 2
     click.echo(
-        f"{'server':<12}{'https':<24}{'requests':>9}{'isolates':>9}{'running':>8}{'sharded out':>12}{'refused':>8}"
+        f"{'server':<{wide}}{'https':<24}{'requests':>9}{'isolates':>9}{'running':>8}{'sharded out':>12}{'refused':>8}"
         f"{'in':>6}"
     )
     for server, port in sorted(running.servers.items()):
@@ -204,11 +218,11 @@ def status(as_json: bool) -> None:
         broken = [role for role, values in of.items() if "error" in values]
         hosts = [values for role, values in of.items() if role.startswith("host") and role not in broken]
         if not hosts or any(not role.startswith("host") for role in broken):
-            click.echo(f"{server:<12}{', '.join(broken)} not reachable")
+            click.echo(f"{server:<{wide}}{', '.join(broken)} not reachable")
             continue
         sharded = of["server"]["sharded"]
         click.echo(
-            f"{server:<12}{running.address + ':' + str(port):<24}{of['ingress']['requests']:>9}"
+            f"{server:<{wide}}{running.addresses[server] + ':' + str(port):<24}{of['ingress']['requests']:>9}"
             f"{sum(h['isolates'] for h in hosts):>9}{sum(h['running'] for h in hosts):>8}"
             f"{sharded['offered']:>12}{sharded['refused']:>8}{of['shard']['admitted']:>6}"
             + (f"  {', '.join(broken)} not reachable" if broken else "")

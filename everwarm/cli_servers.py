@@ -60,11 +60,12 @@ def membership_text(membership: Mapping[str, Any]) -> str:
     lines = [f"ring: epoch {membership['epoch']}, {homes} {'server' if homes == 1 else 'servers'}"]
     if handed["moved"]:
         lines[0] += f"; of {handed['moved']} warm workers that it moved, {handed['warm']} were started ahead"
-    lines.append(f"{'server':<12}{'state':<24}{'weight':>7}{'for s':>9}{'heard s ago':>13}")
+    wide = max([10, *(len(member["server"]) for member in membership["members"])]) + 2
+    lines.append(f"{'server':<{wide}}{'state':<24}{'weight':>7}{'for s':>9}{'heard s ago':>13}")
     for member in membership["members"]:
         state = f"{member['state']} ({member['why']})" if member["why"] else member["state"]
         lines.append(
-            f"{member['server']:<12}{state:<24}{member['weight']:>7}{member['since_s']:>9.0f}"
+            f"{member['server']:<{wide}}{state:<24}{member['weight']:>7}{member['since_s']:>9.0f}"
             f"{member['heard_ago_s']:>13.1f}"
         )
     return "\n".join(lines)

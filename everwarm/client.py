@@ -481,27 +481,58 @@ class Client:
         return self._wait(self._inner.wait_for_trace(trace_id, timeout_s))
 
 
-def connect(home: Home | None = None) -> Client:
-    """Connect to the cluster that runs from the state directory (``EVERWARM_HOME``). ``NotRunning`` when none does."""
-    return Client(_connect(home))
+def connect(home: Home | None = None, *, ray_address: str | None = None) -> Client:
+    """Connect to a cluster: the one at ``ray_address`` (``auto`` finds the Ray that runs on this machine), or the one
+    that runs from the state directory (``EVERWARM_HOME``), or the one that this machine is a node of, or the one at
+    ``RAY_ADDRESS``. ``NotRunning`` when there is none."""
+    return Client(_connect(home, ray_address))
 
 
-def connect_async(home: Home | None = None) -> AsyncClient:
+def connect_async(home: Home | None = None, *, ray_address: str | None = None) -> AsyncClient:
     """As ``connect``, for programs with an event loop."""
-    return _connect(home)
+    return _connect(home, ray_address)
 
 
-def _connect(home: Home | None) -> AsyncClient:
+def _connect(home: Home | None, ray_address: str | None) -> AsyncClient:
     home = home or Home.open()
     running = home.running()
-    if running is None:
-        raise NotRunning("No cluster runs from this state directory. Start one with: everwarm up --detach")
-    os.environ.update(home.ray_environment())
-    # Imported here: Ray reads its environment when it is imported.
-    from everwarm.cluster import attach
+    if ray_address is None and running is not None and not running.on_nodes:
+        os.environ.update(home.ray_environment())
+        # Imported here: Ray reads its environment when it is imported.
+        from everwarm.ray_driver import attach
 
-    control, leave = attach(running.ray_address)
-    return AsyncClient(running, control, leave, home.running)
+        attached = attach(running.ray_address)
+        return AsyncClient(running, attached.control, attached.leave, home.running)
+    joined = home.joined()
+    known = [running.ray_address if running else "", joined.ray_address if joined else ""]
+    address = ray_address or next(filter(None, known), "") or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        raise NotRunning("No cluster runs from this state directory. Start one with: everwarm up --detach")
+    return _connect_to_nodes(home, address)
+
+
+def _connect_to_nodes(home: Home, address: str) -> AsyncClient:
+    """Connect to the cluster on the Ray at ``address``, which is on several machines; what it says of itself is had
+    from its ControlPlane."""
+    os.environ.update(home.joined_environment())
+    from everwarm.ray_driver import attach
+
+    def look() -> Running | None:
+        said = attached.said()
+        return Running.decode(said) if said else None
+
+    try:
+        attached = attach(address)
+    except LookupError as nobody:
+        raise NotRunning(
+            f"Everwarm does not run on the Ray at {address}. Start it on its head with: everwarm up --ray-address auto"
+            " --detach"
+        ) from nobody
+    running = look()
+    if running is None:
+        attached.leave()
+        raise NotRunning(f"Everwarm is starting on the Ray at {address}. Ask again in a few seconds.")
+    return AsyncClient(running, attached.control, attached.leave, look)
 
 
 async def _end_tasks() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from actors.link import SOCKET_PATH_BYTES_MAX
 
-#: The longest name of a socket below the run directory, ``/s99-ingress.sock``, with room.
-_SOCKET_NAME_BYTES = 24
+#: The longest name of a socket below the run directory: ``/node-``, an IPv6 address, ``-ingress.sock``, with room.
+_SOCKET_NAME_BYTES = 60
 
 
 class HomeUnusable(Exception):
@@ -29,11 +29,42 @@ class Running:
     pid: int
     ray_address: str
     servers: dict[str, int]  # server -> HTTPS port
-    address: str
+    addresses: dict[str, str]  # server -> where it listens
     started_at_s: float
     otlp: str = ""
     #: Every process below it when it was ready, with its start time: what to end should it be killed itself.
     processes: tuple[tuple[int, str], ...] = ()
+    #: Whether it runs on a Ray that others started, on all of its nodes.
+    on_nodes: bool = False
+
+    def encode(self) -> bytes:
+        """As bytes, for a file or another process."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Running":
+        """What ``encode`` made. ``ValueError`` for anything else."""
+        try:
+            plain = json.loads(data)
+            plain["processes"] = tuple((pid, start) for pid, start in plain["processes"])
+            return cls(**plain)
+        except (TypeError, KeyError) as wrong:
+            raise ValueError("not what a cluster says of itself") from wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A cluster that this machine is one of: how to reach it from here."""
+
+    pid: int  # of this machine's Server
+    ray_address: str
+    environment: dict[str, str]  # what a driver needs in its own; no secret, but where one lies
+
+    @classmethod
+    def here(cls, ray_address: str) -> "Joined":
+        """As this process sees it."""
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        return cls(os.getpid(), ray_address, {name: os.environ[name] for name in names if name in os.environ})
 
 
 def is_alive(pid: int) -> bool:
@@ -73,8 +104,13 @@ class Home:
 
     @property
     def ca_certificate(self) -> Path:
-        """What clients have to trust."""
-        return self.authority / "ca.pem"
+        """What clients have to trust: on a machine that joined a cluster it is the cluster's authority."""
+        return self.authority / "ca.pem" if self.joined() is None else self.joined_ca_certificate
+
+    @property
+    def joined_ca_certificate(self) -> Path:
+        """The authority of the cluster that this machine is one of. This machine may have had its own before."""
+        return self.directory / "joined-ca.pem"
 
     @property
     def control(self) -> Path:
@@ -117,8 +153,23 @@ class Home:
             raise HomeUnusable(f"The directory {run} is not this user's alone. Remove it, or set EVERWARM_HOME.")
         return run
 
+    def joined_environment(self) -> dict[str, str]:
+        """What a driver needs in its environment for a Ray that others started, beyond what is there already.
+
+        Ray itself looks for a token when it starts and not when a driver comes: without a mode the driver is refused,
+        after 20 s of trying.
+        """
+        if "RAY_AUTH_MODE" in os.environ:
+            return {}
+        joined = self.joined()
+        if joined is not None and joined.environment:
+            return joined.environment
+        tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+        known = any(name in os.environ for name in tokens) or (Path.home() / ".ray" / "auth_token").exists()
+        return {"RAY_AUTH_MODE": "token"} if known else {}
+
     def ray_environment(self) -> dict[str, str]:
-        """What Ray needs in the environment of every process of the cluster and of every driver."""
+        """What Ray needs in the environment of every process of a cluster with a Ray of its own, and of its drivers."""
         token = self.directory / "ray-token"
         if not token.exists():
             with tempfile.NamedTemporaryFile("w", dir=self.directory, delete=False) as part:
@@ -176,18 +227,49 @@ class Home:
     def last_running(self) -> Running | None:
         """The cluster that runs from here, or ran and was killed before it could say that it ended."""
         try:
-            plain = json.loads(self._running.read_text())
-            plain["processes"] = tuple((pid, start) for pid, start in plain["processes"])
-            return Running(**plain)
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return Running.decode(self._running.read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
 
     def set_running(self, running: Running) -> None:
         """Say that a cluster runs."""
-        part = self._running.with_suffix(".part")
-        part.write_text(json.dumps(asdict(running)))
-        os.replace(part, self._running)
+        _replace(self._running, running.encode())
 
     def clear_running(self) -> None:
         """It runs no longer."""
         self._running.unlink(missing_ok=True)
+
+    # ---------------------------------------------------------------------------- the cluster that this machine is in
+
+    @property
+    def _joined(self) -> Path:
+        return self.directory / "joined.json"
+
+    def joined(self) -> Joined | None:
+        """The cluster that this machine is one of, if its Server is alive."""
+        try:
+            joined = Joined(**json.loads(self._joined.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return joined if is_alive(joined.pid) else None
+
+    def set_joined(self, joined: Joined) -> None:
+        """This process is the Server of this machine, in a cluster."""
+        _replace(self._joined, json.dumps(asdict(joined)).encode())
+
+    def clear_joined(self) -> None:
+        """It is none any more. Another process may be by now: one that was started in its place."""
+        joined = self.joined()
+        if joined is None or joined.pid == os.getpid():
+            self._joined.unlink(missing_ok=True)
+
+    def trust_joined(self, ca_pem: bytes) -> None:
+        """The cluster that this machine is one of has this authority."""
+        _replace(self.joined_ca_certificate, ca_pem)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+        part.write(data)
+    os.replace(part.name, path)

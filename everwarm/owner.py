@@ -1,6 +1,6 @@
-"""The line to the process that owns a local cluster: what only the owner of its actors can do is asked for here.
+"""The line to the process that owns a cluster: what only the owner of its actors can do is asked for here.
 
-A cluster's actors end with the process that started them (``up``), so servers that are added later are started there
+Who started a cluster's actors (``up``) follows what becomes of them, so servers that are added later are started there
 too. It listens on a Unix socket in the run directory, which is its user's alone. One order a connection, one order at
 a time; lines of JSON:
 
@@ -14,12 +14,9 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from everwarm.home import Home
-
-if TYPE_CHECKING:
-    from everwarm.cluster import Cluster
 
 #: Longer than a server may take to come or to go.
 _ORDER_S_MAX = 240.0
@@ -32,6 +29,16 @@ class OrderFailed(Exception):
     """What was asked for was not done; the message says why, in one line."""
 
 
+class Servers(Protocol):
+    """The servers of a cluster, as somebody may change them. Both say what they did it to; ``StartFailed``."""
+
+    async def add(self, progress: Callable[[str], None]) -> str:
+        """Start another one, and wait until it is a member."""
+
+    async def remove(self, server: str, progress: Callable[[str], None]) -> str:
+        """Have one leave, and wait until it has ended."""
+
+
 def _socket_path(home: Home) -> Path:
     return home.sockets() / "owner.sock"
 
@@ -39,9 +46,9 @@ def _socket_path(home: Home) -> Path:
 class Owner:
     """The owner's end. ``on_changed`` hears when servers came or went."""
 
-    def __init__(self, home: Home, cluster: "Cluster", on_changed: Callable[[], object]) -> None:
+    def __init__(self, home: Home, servers: Servers, on_changed: Callable[[], object]) -> None:
         self._path = _socket_path(home)
-        self._cluster = cluster
+        self._servers = servers
         self._on_changed = on_changed
         self._one_at_a_time = asyncio.Lock()
         self._orders = 0
@@ -80,12 +87,10 @@ class Owner:
             writer.close()
 
     async def _do(self, order: dict[str, str], progress: Callable[[str], None]) -> str:
-        cluster = self._cluster
         if order["do"] == "add":
-            server = await cluster.add(progress)
+            server = await self._servers.add(progress)
         elif order["do"] == "remove":
-            server = order["server"]
-            await cluster.remove(server, progress)
+            server = await self._servers.remove(order["server"], progress)
         else:
             raise ValueError(f"nobody can do {order['do']!r}")
         self._on_changed()

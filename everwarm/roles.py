@@ -4,6 +4,7 @@ A role gets its world as arguments: sockets, peers, clocks, entropy. ``cluster``
 """
 
 import asyncio
+import logging
 import os
 import random
 import secrets
@@ -19,7 +20,7 @@ from actors.egress_policy import EgressPolicy, parse_rule
 from actors.isolate_host import IsolateHost
 from actors.link import Links
 from actors.membership import MembershipLimits, weight
-from actors.peer import Calls, Peers
+from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.residency import ResidencyLimits
 from actors.server import Server
 from actors.server_line import ServerLine
@@ -27,25 +28,32 @@ from actors.shard_server import ShardServer
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 from everwarm.home import Home
-from ingress.authority import LocalAuthority
+from ingress.authority import Delegate, LocalAuthority
 from ingress.ingress import Ingress
+from ingress.tls import Authority
 from tracing.export import OtlpExporter
+
+_log = logging.getLogger("everwarm.roles")
 
 CONTROL = "control"
 #: A call that is answered when its role stops: when the process dies, whoever made it knows at once.
 STAY = "stay"
 #: Servers on one machine, at a time. Their HTTPS ports follow each other.
 SERVERS_MAX = 16
+#: How often an edge on another machine than the authority looks whether its right to issue runs out, in ten days.
+_RENEW_EVERY_S = 3_600.0
 #: The longest that an edge which goes waits for its clients' requests, as long as a home waits for others'.
 FINISH_S_MAX = MembershipLimits().drain_s_max
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """A cluster on one machine. Nothing listens beyond ``address``, which is loopback unless configured."""
+    """What a process of the cluster is told. Nothing listens beyond ``address``, which is loopback unless configured,
+    and ``line_address``, which is loopback while all servers are on one machine."""
 
+    #: The state directory. Empty: the one that ``Home.open`` finds on the machine where the process runs.
     home: str
-    servers: int = 3
+    servers: int = 3  # on this machine
     address: str = "127.0.0.1"
     port: int = 8443  # of the first server; the others follow
     otlp_url: str = ""
@@ -59,8 +67,12 @@ class ClusterConfig:
     egress_allow: tuple[str, ...] = ()
     #: Whether a deploy starts an isolate at the worker's home before it switches.
     preload: bool = True
-    #: Where servers call each other directly (``actors.call_line``). All are on this machine.
+    #: Where servers call each other directly (``actors.call_line``).
     line_address: str = "127.0.0.1"
+    #: Where a Ray is that others started, and that has a server on each of its nodes. Empty: all are on this machine.
+    ray_address: str = ""
+    #: With it, the addresses of all machines that were there when this server started.
+    edges: tuple[str, ...] = ()
     #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
     sharding: bool = True
 
@@ -69,10 +81,6 @@ class ClusterConfig:
         """Each server's part of the ring: by the memory of its isolates, and its part of the cores."""
         cores = max(1, (os.cpu_count() or 1) // self.servers)
         return weight(self.hosts * self.memory_bytes_max, cores)
-
-    def server_names(self) -> list[str]:
-        """``server-1``, ``server-2``, ..."""
-        return [f"server-{i + 1}" for i in range(self.servers)]
 
     def host_names(self) -> list[str]:
         """The roles of a server's hosts: ``host``, ``host-2``, ..."""
@@ -139,13 +147,21 @@ async def _start_control(world: World) -> Started:
         hosts={CORDON_DEFAULT: world.config.hosts},
         preload=world.config.preload,
     )
+    calls = dict(control.calls)
+    if world.config.ray_address:
+        authority = LocalAuthority.open(Home(Path(world.config.home)).authority)
+
+        async def delegate(payload: bytes) -> bytes:
+            return authority.delegate(payload)
+
+        calls["delegate"] = delegate
     keeping = asyncio.create_task(control.keep())
 
     async def stop() -> None:
         keeping.cancel()
         await control.stop()
 
-    return Started(control.calls, stop)
+    return Started(calls, stop)
 
 
 async def _start_host(world: World) -> Started:
@@ -173,9 +189,12 @@ async def _start_host(world: World) -> Started:
 
 def _egress_policy(config: ClusterConfig) -> EgressPolicy:
     """What guests may reach. Never the cluster's own edge: a request would come back as a client's."""
-    address = f"[{config.address}]" if ":" in config.address else config.address
-    # Also those of servers that are added later: who runs by then would not hear of them.
-    own = [f"{address}:{config.port + i}" for i in range(SERVERS_MAX)] if config.port else []
+    own: list[str] = []
+    if config.port:
+        # On one machine also those of servers that are added later: who runs by then would not hear of them.
+        ports = [config.port] if config.edges else range(config.port, config.port + SERVERS_MAX)
+        addresses = [f"[{a}]" if ":" in a else a for a in {config.address, *config.edges}]
+        own = [f"{address}:{port}" for address in addresses for port in ports]
     return EgressPolicy(
         added=tuple(parse_rule(text) for text in config.egress_allow), own=tuple(parse_rule(text) for text in own)
     )
@@ -246,9 +265,33 @@ async def _start_shard(world: World) -> Started:
     )
 
 
+async def _renew(delegate: Delegate, world: World) -> None:
+    """Have the ControlPlane let this edge issue. ``PeerLost`` and ``PeerFailed`` when it does not."""
+    control = await world.peers.get(CONTROL)
+    delegate.accept(await control.call("delegate", delegate.request_pem))
+    Home(Path(world.config.home)).trust_joined(delegate.certificate_pem)
+
+
+async def _keep_renewed(delegate: Delegate, world: World) -> None:
+    while True:
+        await asyncio.sleep(_RENEW_EVERY_S)
+        if time.time() >= delegate.renew_at_s:
+            try:
+                await _renew(delegate, world)
+            except (PeerLost, PeerFailed) as away:
+                _log.warning("the right to issue certificates is not renewed yet: %s", away)
+
+
 async def _start_ingress(world: World) -> Started:
     config = world.config
-    authority = LocalAuthority.open(Home(Path(config.home)).authority)
+    authority: Authority
+    renewing: asyncio.Task[None] | None = None
+    if config.ray_address:
+        authority = delegate = Delegate()
+        await _renew(delegate, world)
+        renewing = asyncio.create_task(_keep_renewed(delegate, world))
+    else:
+        authority = LocalAuthority.open(Home(Path(config.home)).authority)
     ingress = Ingress(
         world.server,
         address=config.address,
@@ -268,7 +311,12 @@ async def _start_ingress(world: World) -> Started:
         await ingress.drain(FINISH_S_MAX)
         return b""
 
-    return Started({"statistics": statistics, "drain": drain}, ingress.stop, {"port": port})
+    async def stop() -> None:
+        if renewing is not None:
+            renewing.cancel()
+        await ingress.stop()
+
+    return Started({"statistics": statistics, "drain": drain}, stop, {"port": port})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Bringing a local cluster up, keeping it, and taking it down without a trace.
+"""Bringing a cluster up, keeping it, and taking it down without a trace.
 
 The process that runs ``up`` starts a Ray of its own and owns it: when it ends, by Ctrl-C, SIGTERM or ``everwarm down``,
-every process of the cluster ends with it. In the background it is the same process, detached, with its output in
-``up.log``.
+every process of the cluster ends with it. On a Ray that others started, on several machines, it ends what is ours and
+leaves Ray alone; when it is killed there, the cluster serves on, and nobody follows what becomes of its machines until
+``up`` is run again. In the background it is the same process, detached, with its output in ``up.log``.
 """
 
 import asyncio
@@ -14,12 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everwarm.home import Home, Running, is_alive
 
 if TYPE_CHECKING:
+    from everwarm.cluster import Cluster
+    from everwarm.node_keeper import NodeKeeper
+    from everwarm.one_machine import OneMachine
     from everwarm.roles import ClusterConfig
 
 _DOWN_S = 30.0
@@ -52,43 +57,86 @@ def run(
     progress: Callable[[str], None],
     on_ready: Callable[[Running], None],
 ) -> None:
-    """Start a cluster and keep it until SIGINT or SIGTERM. ``UpFailed`` says why it did not come up."""
+    """Start a cluster and keep it until SIGINT or SIGTERM. ``UpFailed`` says why it did not come up.
+
+    With ``config.ray_address`` it is on the nodes of the Ray there, else on this machine, on a Ray of its own.
+    """
     running = home.running()
     if running is not None and running.pid != os.getpid():
         raise UpFailed(f"A cluster already runs from this state directory (pid {running.pid}). See: everwarm status")
     _end_killed(home)
+    if config.ray_address:
+        _run_on_nodes(home, config, progress, on_ready)
+        return
     check_ports(config.address, config.port, config.servers)
     os.environ.update(home.ray_environment())
     stop = _StopSignals()
     progress("starting Ray")
     # Imported here: Ray reads its environment when it is imported, and half a second is too long for `--help`.
-    from everwarm.cluster import start_ray, stop_ray
+    from everwarm.cluster import Cluster, Place
+    from everwarm.one_machine import OneMachine
+    from everwarm.ray_driver import leave_ray, start_ray
 
     start_ray()
+    stop.listen()
     processes = _descendants(os.getpid())
+    cluster = Cluster(Place(config, 0))
     try:
-        asyncio.run(_serve(home, config, stop, progress, on_ready))
+        asyncio.run(_serve(home, config, cluster, OneMachine(cluster, config), stop, progress, on_ready))
     finally:
         home.clear_running()
         processes |= _descendants(os.getpid())
         with contextlib.suppress(Exception):
-            stop_ray()
+            leave_ray()
         _end_leftovers(processes)
+
+
+def _run_on_nodes(
+    home: Home, config: "ClusterConfig", progress: Callable[[str], None], on_ready: Callable[[Running], None]
+) -> None:
+    os.environ.update(home.joined_environment())
+    stop = _StopSignals()
+    progress(f"joining the Ray at {config.ray_address}")
+    from everwarm.cluster import Cluster, Place
+    from everwarm.node_keeper import NodeKeeper
+    from everwarm.nodes import Node
+    from everwarm.ray_driver import join_ray, leave_ray, own_node, ray_address, ray_nodes
+
+    try:
+        join_ray(config.ray_address)
+    except (ConnectionError, ValueError, RuntimeError) as away:
+        raise UpFailed(f"There is no way to the Ray at {config.ray_address}: {away}") from away
+    stop.listen()
+    config = replace(config, ray_address=ray_address())
+    cluster = Cluster(Place(config, 0, own_node()))
+
+    async def look() -> list[Node]:
+        return await asyncio.to_thread(ray_nodes)
+
+    keeper = NodeKeeper(cluster, config, own_node=own_node(), look=look, progress=progress)
+    try:
+        asyncio.run(_serve(home, config, cluster, keeper, stop, progress, on_ready))
+    finally:
+        home.clear_running()
+        with contextlib.suppress(Exception):
+            leave_ray()
 
 
 async def _serve(
     home: Home,
     config: "ClusterConfig",
+    cluster: "Cluster",
+    servers: "OneMachine | NodeKeeper",
     stop: "_StopSignals",
     progress: Callable[[str], None],
     on_ready: Callable[[Running], None],
 ) -> None:
-    from everwarm.cluster import Cluster, StartFailed, ray_address
+    from everwarm.cluster import StartFailed
     from everwarm.owner import Owner
+    from everwarm.ray_driver import ray_address
 
     stop.attach(asyncio.get_running_loop())
-    cluster = Cluster(config)
-    starting = asyncio.create_task(cluster.start(progress))
+    starting = asyncio.create_task(servers.start(progress))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,15 +152,17 @@ async def _serve(
         def say_running() -> Running:
             """Who there is now, for all who connect, and for who has to end what is left of it."""
             running = Running(
-                os.getpid(), ray_address(), dict(cluster.ports), config.address, began_s, config.otlp_url,
-                tuple(sorted(_descendants(os.getpid()))),
+                os.getpid(), ray_address(), dict(cluster.ports), cluster.addresses, began_s, config.otlp_url,
+                tuple(sorted(_descendants(os.getpid()))), on_nodes=bool(config.ray_address),
             )  # fmt: skip
             home.set_running(running)
+            cluster.say(running.encode())
             return running
 
-        owner = Owner(home, cluster, say_running)
+        owner = Owner(home, servers, say_running)
         await owner.start()
         running = say_running()
+        servers.on_changed = say_running
         # Deploying and printing take their time; signals are heard meanwhile.
         ready = asyncio.create_task(asyncio.to_thread(on_ready, running))
         await stopping
@@ -122,7 +172,7 @@ async def _serve(
     finally:
         stopping.cancel()
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(cluster.stop(), 15.0)
+            await asyncio.wait_for(servers.stop(), 15.0)
 
 
 class _StopSignals:
@@ -133,6 +183,10 @@ class _StopSignals:
         self._asked = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event: asyncio.Event | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        """Hear them; again when a library has put handlers of its own in place, as Ray's does when it connects."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -205,8 +259,26 @@ def _end_killed(home: Home) -> bool:
     killed = home.last_running()
     left = {process for process in killed.processes if _is(process)} if killed is not None else set()
     _end_leftovers(left)
+    detached = _end_detached(home, killed.ray_address) if killed is not None and killed.on_nodes else 0
     home.clear_running()
-    return bool(left)
+    return bool(left or detached)
+
+
+def _end_detached(home: Home, address: str) -> int:
+    """End what runs of ours on a Ray that others started; how many processes that were. None when it is gone itself."""
+    os.environ.update(home.joined_environment())
+    from everwarm.cluster import end_detached
+    from everwarm.ray_driver import join_ray, leave_ray
+
+    try:
+        ours = join_ray(address)
+    except (ConnectionError, RuntimeError):
+        return 0
+    try:
+        return end_detached()
+    finally:
+        if ours:
+            leave_ray()
 
 
 def _descendants(pid: int) -> set[tuple[int, str]]:

@@ -9,6 +9,11 @@ in between leaves a key without certificate, which the next one replaces.
 
 The authority's certificate lives ten years. When less than a third is left it is written anew with the same key and
 name: leaves made since are valid under the old certificate as well, so nobody has to trust a new one at once.
+
+On several machines the key stays on one. Each edge makes a key of its own and asks for a certificate for it, which
+lets it issue leaves itself (`Delegate`): nothing secret travels or is written anywhere, a handshake waits for nobody,
+and the edges go on while the authority is away. A delegate lives for a month, so one that was stolen is of no use for
+long.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ class AuthorityLimits:
 
     authority_days: int = 3_650  # trusting an authority is manual work; ten years is one machine's life
     leaf_days: int = 90  # what public authorities give, and short enough that renewal is exercised
+    delegate_days: int = 30  # the authority may be away for the last ten of them
     renew_fraction: float = 1 / 3  # renew when less than this part of a life is left
     clock_skew_s: int = 3_600  # certificates are valid from an hour ago: clients' clocks are behind, too
     names_max: int = 16  # in one leaf
@@ -96,7 +102,7 @@ class LocalAuthority:
             if certificate_path.exists():
                 key = _read_key(key_path)
                 certificate = _read_certificate(certificate_path, key)
-                if _renew_at(certificate, limits.renew_fraction) <= now_s():
+                if _renew_at(certificate, limits.renew_fraction) <= now_s() or not _may_delegate(certificate):
                     certificate = _self_signed(key, certificate.subject, now_s(), limits)
                     _write(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
             else:
@@ -121,37 +127,126 @@ class LocalAuthority:
         `more` are further names in the same certificate. About a millisecond of CPU, so callers decide for which
         names it is spent. Raises ValueError when a name is none.
         """
-        names = (host_name, *more)
-        if len(names) > self._limits.names_max:
-            raise ValueError(f"names: {len(names)} are more than {self._limits.names_max}")
-        key = ec.generate_private_key(ec.SECP256R1())
+        return _leaf(self._certificate, self._key, self.certificate_pem, (host_name, *more), self._now_s, self._limits)
+
+    def delegate(self, request_pem: bytes) -> bytes:
+        """Lets an edge issue: the chain for a `Delegate`'s request, its certificate first and this authority's last.
+
+        Whoever may ask may issue for every name. Raises ValueError for anything but a request of a `Delegate`.
+        """
+        request = x509.load_pem_x509_csr(request_pem)
+        key = request.public_key()
+        if not request.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("request: not signed with its own elliptic-curve key")
         now = datetime.fromtimestamp(self._now_s(), UTC)
-        authority_key_id = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        # Clients read the alternative names only; a fixed subject has no length limit to run into.
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Everwarm worker")])
+        # The random part tells edges apart; the name that was asked for is not taken on.
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Everwarm edge {secrets.token_hex(4)}")])
+        days = timedelta(days=self._limits.delegate_days)
         certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(seconds=self._limits.clock_skew_s))
-            .not_valid_after(now + timedelta(days=self._limits.leaf_days))
-            .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_key_id), critical=False
-            )
+            _issued_under(self._certificate, name, key, now, now + days, self._limits)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(signs_certificates=True), critical=True)
             .sign(self._key, hashes.SHA256())
         )
-        chain = certificate.public_bytes(serialization.Encoding.PEM) + self.certificate_pem
-        return Issued(chain, _key_pem(key), _renew_at(certificate, self._limits.renew_fraction))
+        return certificate.public_bytes(serialization.Encoding.PEM) + self.certificate_pem
 
     def __repr__(self) -> str:
         return f"<LocalAuthority {self._certificate.subject.rfc4514_string()}>"
+
+
+class Delegate:
+    """An edge that issues in the name of an authority elsewhere. Its key is in this process's memory and nowhere else.
+
+    Give `request_pem` to the authority's `delegate`, and what comes of it to `accept`; again when `renew_at_s` is over.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.time, limits: AuthorityLimits = _LIMITS) -> None:
+        self._now_s = now_s
+        self._limits = limits
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._certificate: x509.Certificate | None = None
+        self._chain_pem = b""
+        self.certificate_pem = b""  # what a client has to trust: the authority's
+        self.renew_at_s = 0.0
+
+    @property
+    def request_pem(self) -> bytes:
+        """What the authority signs."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Everwarm edge")])
+        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(self._key, hashes.SHA256())
+        return request.public_bytes(serialization.Encoding.PEM)
+
+    def accept(self, chain_pem: bytes) -> None:
+        """Issue under this chain from now on. Raises ValueError when it is not for this edge's key."""
+        certificate, *above = x509.load_pem_x509_certificates(chain_pem)
+        if certificate.public_key() != self._key.public_key() or not above:
+            raise ValueError("chain: not what this edge asked for")
+        self._certificate, self._chain_pem = certificate, chain_pem
+        self.certificate_pem = above[-1].public_bytes(serialization.Encoding.PEM)
+        self.renew_at_s = _renew_at(certificate, self._limits.renew_fraction)
+
+    def issue(self, host_name: str, *more: str) -> Issued:
+        """As `LocalAuthority.issue`. A leaf lives no longer than the delegate that made it."""
+        assert self._certificate is not None, "nothing was accepted yet"
+        return _leaf(self._certificate, self._key, self._chain_pem, (host_name, *more), self._now_s, self._limits)
+
+    def __repr__(self) -> str:
+        return f"<Delegate, renew at {self.renew_at_s:.0f}>"
+
+
+def _leaf(
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    chain_pem: bytes,
+    names: tuple[str, ...],
+    now_s: Callable[[], float],
+    limits: AuthorityLimits,
+) -> Issued:
+    if len(names) > limits.names_max:
+        raise ValueError(f"names: {len(names)} are more than {limits.names_max}")
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.fromtimestamp(now_s(), UTC)
+    until = min(now + timedelta(days=limits.leaf_days), issuer.not_valid_after_utc)
+    # Clients read the alternative names only; a fixed subject has no length limit to run into.
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Everwarm worker")])
+    certificate = (
+        _issued_under(issuer, subject, key.public_key(), now, until, limits)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    chain = certificate.public_bytes(serialization.Encoding.PEM) + chain_pem
+    return Issued(chain, _key_pem(key), _renew_at(certificate, limits.renew_fraction))
+
+
+def _issued_under(
+    issuer: x509.Certificate,
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    until: datetime,
+    limits: AuthorityLimits,
+) -> x509.CertificateBuilder:
+    """What every certificate has that another one vouches for."""
+    issuer_key_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(seconds=limits.clock_skew_s))
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key_id), critical=False)
+    )
+
+
+def _may_delegate(certificate: x509.Certificate) -> bool:
+    """Whether a certificate below it may vouch for others."""
+    return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length != 0
 
 
 def _self_signed(
@@ -166,7 +261,7 @@ def _self_signed(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(seconds=limits.clock_skew_s))
         .not_valid_after(now + timedelta(days=limits.authority_days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)  # edges, and their leaves
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())

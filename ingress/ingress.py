@@ -29,17 +29,19 @@ from actors.side_work import SideWork
 from actors.view import decode_plain
 from actors.wire import REQUEST
 from actors.worker_names import is_worker_name
-from ingress.authority import LocalAuthority
 from ingress.client_exchange import BrokenOff, ClientExchange, ExchangeLimits, Receive, Scope, Send, request_of
 from ingress.http_limits import HeadLimits, protocol_class
 from ingress.routes import Routes, is_local, local_host
-from ingress.tls import CertificateStore, server_context
+from ingress.tls import Authority, CertificateStore, server_context
 from tracing.sampling import RequestFacts, Sampler
 from tracing.token_bucket import TokenBucket
 from tracing.trace import Span
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.ingress")
+
+#: To listen at all of a machine's addresses.
+_EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Ingress:
         port: int,
         server_socket: Path,
         links: Links,
-        authority: LocalAuthority,
+        authority: Authority,
         certificates: Path | None,
         entropy: Callable[[int], bytes],
         limits: IngressLimits | None = None,
@@ -87,7 +89,9 @@ class Ingress:
         self._exchange_limits = exchange_limits or ExchangeLimits()
         self._head_limits = head_limits or HeadLimits()
         self._routes = Routes()
-        self._certificates = CertificateStore(authority, self._pattern_of, certificates)
+        # Clients that ask for this machine by its number say no name, and get the default certificate.
+        own_names = () if address in _EVERYWHERE else (address,)
+        self._certificates = CertificateStore(authority, self._pattern_of, certificates, own_names=own_names)
         self._unknown_names = TokenBucket(self._limits.unknown_names_per_s, burst_s=2.0)
         self._body_bytes_max: dict[str, int] = {}  # of each worker that has a route
         self._leases: dict[str, Lease] = {}

@@ -32,9 +32,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from ingress.authority import LocalAuthority
+from ingress.authority import Issued
 from ingress.routes import normal_host
 
 _ALPN: Final = ["http/1.1"]
@@ -72,21 +72,31 @@ class _Entry:
     signature: tuple[int, int, int] | None  # of the file it came from: inode, size, mtime in ns
 
 
+class Authority(Protocol):
+    """Who issues certificates: `LocalAuthority`, or a `Delegate` of one."""
+
+    def issue(self, host_name: str, *more: str) -> Issued:
+        """A new key and certificate, within about a millisecond and without waiting for anybody."""
+
+
 class CertificateStore:
     """Contexts by host name. `now_s` gives Unix time."""
 
     def __init__(
         self,
-        authority: LocalAuthority,
+        authority: Authority,
         pattern_of: Callable[[str], str | None],
         directory: Path | None = None,
         now_s: Callable[[], float] = time.time,
         limits: TlsLimits = _LIMITS,
+        own_names: tuple[str, ...] = (),
     ) -> None:
         """`pattern_of(host)` is the routed pattern that `host` falls under, or None (see `Routes.pattern_of`).
 
         `directory` holds the operator's own PEM files, each a chain with its key: `<host>.pem`, `_.<parent>.pem`.
+        `own_names` are in the default certificate, beside those of loopback.
         """
+        self._default_names = tuple(dict.fromkeys((*_DEFAULT_NAMES, *own_names)))
         self._authority = authority
         self._pattern_of = pattern_of
         self._directory = directory
@@ -115,7 +125,7 @@ class CertificateStore:
 
     def new_default_context(self) -> ssl.SSLContext:
         """A context with the default certificate that nobody else has, so that a callback may be set on it."""
-        return self._issue(*_DEFAULT_NAMES).context
+        return self._issue(*self._default_names).context
 
     def reload(self) -> None:
         """Looks at every file again at its next use, whatever the interval. Nothing is dropped that still stands."""
@@ -194,7 +204,7 @@ class CertificateStore:
 
     def _default_context(self) -> ssl.SSLContext:
         if self._default is None or self._now_s() >= self._default.check_at_s:
-            self._default = self._issue(*_DEFAULT_NAMES)
+            self._default = self._issue(*self._default_names)
         return self._default.context
 
     def _issue(self, name: str, *more: str) -> _Entry:

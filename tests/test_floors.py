@@ -12,7 +12,7 @@ FLOORS = ["everwarm", "ingress", "actors", "isolates", "tracing"]  # left may im
 BORDERS = {
     "wasmtime": {f"isolates/{p.name}" for p in (REPOSITORY / "isolates").glob("*.py")}
     | {f"isolates/wasi/{p.name}" for p in (REPOSITORY / "isolates" / "wasi").glob("*.py")},
-    "ray": {"actors/peer.py", "everwarm/cluster.py"},
+    "ray": {"actors/peer.py", "everwarm/cluster.py", "everwarm/ray_driver.py"},
     "uhashring": {"actors/ring.py"},
     "opentelemetry": {"tracing/export.py"},
     # The edge's certificates, and the way out that checks those of origins: two ends that share nothing.
@@ -30,6 +30,7 @@ PURE = {
     *(f"actors.{n}" for n in "budget ledger context flow stage_report tail_events".split()),
     *(f"actors.{n}" for n in "bindings plain worker_names".split()),
     *(f"everwarm.build.{n}" for n in "manifest_keys shape toml_places".split()),
+    "everwarm.nodes",
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation egress immortal".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),

@@ -127,3 +127,64 @@ def test_an_introducer_that_hangs_is_not_waited_for() -> None:
         assert lost.value.delivered is False
 
     play(scenario())
+
+
+def dead(handle: FlakyHandle) -> FlakyHandle:
+    """Its actor has died: it never comes back."""
+
+    async def remote(method: str, payload: bytes) -> bytes:
+        handle.calls.append(method)
+        raise ray.exceptions.ActorDiedError
+
+    handle.remote = remote  # type: ignore[method-assign]
+    return handle
+
+
+def test_another_actor_in_the_place_of_a_dead_one_is_met() -> None:
+    async def scenario() -> None:
+        old, new, asked = dead(FlakyHandle()), FlakyHandle(), []
+
+        async def introduce(address: str) -> Any:
+            asked.append(address)
+            return old if len(asked) < 4 else new
+
+        peer = RayPeer("server-2/shard", old, introduce=introduce)
+        assert await delivered(peer) is None
+        await asyncio.sleep(5.0)
+        assert asked == ["server-2/shard"] * 4
+        assert await peer.call("serve", b"two") == b"two"
+        assert new.calls == ["probe", "serve"]
+
+    play(scenario())
+
+
+def test_who_died_for_good_is_asked_for_less_and_less() -> None:
+    async def scenario() -> None:
+        asked: list[str] = []
+
+        async def introduce(address: str) -> Any:
+            asked.append(address)
+
+        peer = RayPeer("server-2/shard", dead(FlakyHandle()), introduce=introduce)
+        assert await delivered(peer) is None
+        await asyncio.sleep(60.0)
+        assert len(asked) == 19  # eight in as many seconds, and then one each five
+        await asyncio.sleep(600.0)
+        assert len(asked) == 60
+
+    play(scenario())
+
+
+def test_peers_forget_who_was_replaced() -> None:
+    async def scenario() -> None:
+        handles = iter([dead(FlakyHandle()), FlakyHandle()])
+
+        async def introduce(address: str) -> Any:
+            return next(handles)
+
+        peers = RayPeers(introduce)
+        await peers.get("server-2/shard")
+        peers.forget("server-2/shard")
+        assert await (await peers.get("server-2/shard")).call("serve", b"two") == b"two"
+
+    play(scenario())

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from everwarm.cluster import Cluster, StartFailed
+from everwarm.cluster import Cluster, Place, StartFailed
+from everwarm.one_machine import OneMachine
 from everwarm.roles import CONTROL, ClusterConfig
 from tests.simulation.virtual_loop import play
 
@@ -41,7 +42,8 @@ def _adds(monkeypatch: pytest.MonkeyPatch, *, dead_control: bool) -> tuple[Clust
     """A cluster that was asked for one more server, the actors that were ended, and how it failed."""
     ended: list[Handle] = []
     monkeypatch.setattr("everwarm.cluster.ray.kill", lambda actor, no_restart: ended.append(actor))
-    cluster = Cluster(ClusterConfig(home="/nowhere", servers=1))
+    config = ClusterConfig(home="/nowhere", servers=1)
+    cluster = Cluster(Place(config, 0))
     cluster._actors[CONTROL] = Handle(dead=dead_control)
 
     def make(role: Any, server: str, control: Any) -> Handle:
@@ -49,8 +51,9 @@ def _adds(monkeypatch: pytest.MonkeyPatch, *, dead_control: bool) -> tuple[Clust
         return handle
 
     cluster._make = make  # type: ignore[method-assign]
+    machine = OneMachine(cluster, config)
     with pytest.raises((StartFailed, ray.exceptions.RayError)) as failed:
-        play(asyncio.wait_for(cluster.add(lambda line: None), 600.0))
+        play(asyncio.wait_for(machine.add(lambda line: None), 600.0))
     return cluster, ended, failed.value
 
 
@@ -59,10 +62,10 @@ def test_of_a_server_that_does_not_join_nothing_is_left(monkeypatch: pytest.Monk
     cluster, ended, _ = _adds(monkeypatch, dead_control=dead_control)
     assert list(cluster._actors) == [CONTROL]
     assert len(ended) == 4
-    assert list(cluster._edge_ports) == ["server-1"]
+    assert cluster.places == {}
 
 
 def test_a_join_that_hangs_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, failed = _adds(monkeypatch, dead_control=False)
     assert isinstance(failed, StartFailed)
-    assert str(failed) == "server-2 did not join: TimeoutError."
+    assert str(failed) == "server-1 did not join: TimeoutError."

@@ -29,11 +29,12 @@ class ScriptedCluster:
         self.servers.append("server-4")
         return "server-4"
 
-    async def remove(self, server: str, progress: Callable[[str], None]) -> None:
+    async def remove(self, server: str, progress: Callable[[str], None]) -> str:
         if server not in self.servers:
             raise StartFailed(f"There is no server {server}.")
         progress(f"{server} leaves")
         self.servers.remove(server)
+        return server
 
 
 def with_owner(directory: Path, orders: Callable[[Home], Any]) -> tuple[Any, ScriptedCluster, int]:
@@ -41,7 +42,7 @@ def with_owner(directory: Path, orders: Callable[[Home], Any]) -> tuple[Any, Scr
     home, cluster, changes = Home(directory), ScriptedCluster(), []
 
     async def whole() -> Any:
-        owner = Owner(home, cluster, lambda: changes.append(1))  # type: ignore[arg-type]
+        owner = Owner(home, cluster, lambda: changes.append(1))
         await owner.start()
         (socket,) = home.sockets().glob("owner.sock")
         assert os.stat(socket).st_mode & 0o777 == 0o600

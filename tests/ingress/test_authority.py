@@ -5,12 +5,15 @@ import shutil
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingress.authority import AuthorityError, AuthorityLimits, Issued, LocalAuthority
+from ingress.authority import AuthorityError, AuthorityLimits, Delegate, Issued, LocalAuthority
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY_S = 86_400
@@ -145,3 +148,83 @@ def test_ssl_loads_what_is_issued(tmp_path: Path) -> None:
     issued = authority.issue("a.example")
     (tmp_path / "a.pem").write_bytes(issued.chain_pem + issued.key_pem)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "a.pem")
+
+
+def handshake(trusted_pem: bytes, issued: Issued, host_name: str, scratch: Path) -> str:
+    """A real handshake in memory, with a client that trusts one authority: what it was told in the end, or nothing."""
+    (scratch / "leaf.pem").write_bytes(issued.chain_pem + issued.key_pem)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(scratch / "leaf.pem")
+    asking = ssl.create_default_context(cadata=trusted_pem.decode())
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = asking.wrap_bio(down, up, server_hostname=host_name)
+    server = serving.wrap_bio(up, down, server_side=True)
+    for end in (client, server, client, server):
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return str(client.version())
+
+
+def test_a_delegate_issues_what_clients_of_its_authority_accept(tmp_path: Path) -> None:
+    authority, delegate = LocalAuthority.open(tmp_path / "ca"), Delegate()
+    delegate.accept(authority.delegate(delegate.request_pem))
+    assert delegate.certificate_pem == authority.certificate_pem
+    issued = delegate.issue("a.localhost", "10.0.0.7")
+    for name in ("a.localhost", "10.0.0.7"):
+        assert handshake(authority.certificate_pem, issued, name, tmp_path) == "TLSv1.3"
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        handshake(authority.certificate_pem, issued, "b.localhost", tmp_path)
+    other = LocalAuthority.open(tmp_path / "other")
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed|unable to get"):
+        handshake(other.certificate_pem, issued, "a.localhost", tmp_path)
+
+
+def test_a_delegate_makes_no_delegates(tmp_path: Path) -> None:
+    authority, delegate = LocalAuthority.open(tmp_path / "ca"), Delegate()
+    chain_pem = authority.delegate(delegate.request_pem)
+    certificate = x509.load_pem_x509_certificates(chain_pem)[0]
+    assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+    # An authority with the delegate's certificate and key signs, and nobody believes it.
+    thief, below = LocalAuthority(certificate, delegate._key), Delegate()
+    below.accept(thief.delegate(below.request_pem) + chain_pem)
+    with pytest.raises(ssl.SSLCertVerificationError, match="path length"):
+        handshake(authority.certificate_pem, below.issue("a.localhost"), "a.localhost", tmp_path)
+
+
+def test_nothing_of_a_delegate_outlives_it(tmp_path: Path) -> None:
+    now_s = 1_800_000_000.0
+    authority, delegate = LocalAuthority.open(tmp_path, lambda: now_s), Delegate(lambda: now_s + 25 * DAY_S)
+    delegate.accept(authority.delegate(delegate.request_pem))
+    assert abs(delegate.renew_at_s - (now_s + 20 * DAY_S)) < DAY_S
+    issued = delegate.issue("a.localhost")
+    leaf, above, _ = x509.load_pem_x509_certificates(issued.chain_pem)
+    assert leaf.not_valid_after_utc == above.not_valid_after_utc
+    assert now_s + 25 * DAY_S < issued.renew_at_s < now_s + 30 * DAY_S
+    assert "PRIVATE" not in repr(delegate)
+
+
+def test_what_is_no_request_and_no_answer_is_refused(tmp_path: Path) -> None:
+    authority, delegate = LocalAuthority.open(tmp_path), Delegate()
+    for wrong in (b"", b"junk", authority.certificate_pem):
+        with pytest.raises(ValueError, match=r"."):
+            authority.delegate(wrong)
+    for wrong in (b"", b"junk", authority.certificate_pem, authority.delegate(Delegate().request_pem)):
+        with pytest.raises(ValueError, match=r"."):
+            delegate.accept(wrong)
+
+
+def test_an_authority_from_before_there_were_delegates_gets_a_certificate_that_allows_them(tmp_path: Path) -> None:
+    first = LocalAuthority.open(tmp_path)
+    old = x509.load_pem_x509_certificate(first.certificate_pem)
+    builder = x509.CertificateBuilder(
+        old.subject, old.subject, first._key.public_key(), old.serial_number, old.not_valid_before_utc,
+        old.not_valid_after_utc,
+    )  # fmt: skip
+    for extension in old.extensions:
+        is_basic = isinstance(extension.value, x509.BasicConstraints)
+        value = x509.BasicConstraints(ca=True, path_length=0) if is_basic else extension.value
+        builder = builder.add_extension(value, extension.critical)
+    (tmp_path / "ca.pem").write_bytes(builder.sign(first._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    authority, delegate = LocalAuthority.open(tmp_path), Delegate()
+    delegate.accept(authority.delegate(delegate.request_pem))
+    assert handshake(authority.certificate_pem, delegate.issue("a.localhost"), "a.localhost", tmp_path) == "TLSv1.3"

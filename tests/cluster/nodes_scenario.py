@@ -1,0 +1,174 @@
+"""Three Ray nodes with addresses of their own, and what becomes of a cluster on them: facts, as JSON on stdout.
+
+Run by ``test_nodes.py`` inside namespaces of its own, where 127.0.0.0/8 is all there is, with Ray's settings in the
+environment, and a directory to work in. The nodes share a disk, so each gets a state directory of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+import everwarm
+from everwarm.client import Client, EverwarmError
+from everwarm.home import Home
+
+ROOT = Path(everwarm.__file__).parent.parent
+PORT = 8443
+
+
+def name(i: int) -> str:
+    return f"node-127-0-0-{i}"
+
+
+class Machines:
+    """Ray's nodes, and the state directories that they have."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._cluster = Cluster()
+        self._nodes: dict[int, object] = {}
+
+    def home(self, i: int) -> Path:
+        return self.scratch / f"home-{i}"
+
+    def start(self, i: int) -> None:
+        self.home(i).mkdir(mode=0o700, exist_ok=True)
+        self._nodes[i] = self._cluster.add_node(
+            node_ip_address=f"127.0.0.{i}", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False,
+            wait=False, env_vars={"EVERWARM_HOME": str(self.home(i))},
+        )  # fmt: skip
+
+    def kill(self, i: int) -> None:
+        self._cluster.remove_node(self._nodes.pop(i), allow_graceful=False)
+
+    def run(self, i: int, *arguments: str) -> dict[str, object]:
+        """A command as somebody types it on a node, without anything of Ray in the environment."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_MODE")}
+        done = subprocess.run(
+            [sys.executable, "-m", "everwarm.cli", *arguments],
+            env={**environment, "EVERWARM_HOME": str(self.home(i))}, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
+def fetched(machines: Machines, i: int) -> str:
+    """What a client of one node's edge gets that trusts the authority as this node knows it."""
+    certificate = Home(machines.home(i)).ca_certificate
+    done = subprocess.run(
+        ["curl", "-sS", "--max-time", "3", "--noproxy", "*", "--cacert", str(certificate), "--resolve",
+         f"hello.localhost:{PORT}:127.0.0.{i}", f"https://hello.localhost:{PORT}/"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout or done.stderr
+
+
+def seconds_until(true: Callable[[], bool], within_s: float = 60.0) -> float | None:
+    """How long it took, and None when it did not come true."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < within_s:
+        with suppress(EverwarmError):
+            if true():
+                return round(time.monotonic() - began_s, 1)
+        time.sleep(0.1)  # what is waited for is in other processes
+    return None
+
+
+def listening(port: int) -> list[str]:
+    """The addresses at which somebody listens on a port."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        address, _, hexadecimal = fields[1].partition(":")
+        if fields[3] == "0A" and port == int(hexadecimal, 16):
+            found.add(".".join(str(part) for part in reversed(bytes.fromhex(address))))
+    return sorted(found)
+
+
+def secrets_in(directory: Path) -> list[str]:
+    """Files with a private key in them."""
+    return sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*")
+        if path.is_file() and b"PRIVATE KEY" in path.read_bytes()
+    )  # fmt: skip
+
+
+def scenario(machines: Machines) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    for i in (1, 2, 3):
+        machines.start(i)
+    facts["before"] = machines.run(2, "status", "--json")
+    facts["up"] = machines.run(1, "up", "--ray-address", "auto", "--detach", "--json", "--port", str(PORT))
+    facts["deploy"] = machines.run(2, "deploy", str(ROOT / "workers" / "zig" / "hello" / "worker.wasm"), "--json")
+    facts["fetched"] = [fetched(machines, i) for i in (1, 2, 3)]
+    facts["status"] = {i: machines.run(i, "status", "--json") for i in (1, 3)}
+    facts["listening"] = listening(PORT)
+    facts["secrets"] = {i: secrets_in(machines.home(i)) for i in (1, 2, 3)}
+    with everwarm.connect(Home(machines.home(1))) as client:
+        facts.update(coming_and_going(machines, client))
+    owner = Home(machines.home(1)).running()
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGKILL)
+    facts["fetched_without_owner"] = [fetched(machines, i) for i in (1, 3)]
+    facts["up_again"] = machines.run(1, "up", "--ray-address", "auto", "--detach", "--json", "--port", str(PORT))
+    facts["fetched_again"] = [fetched(machines, i) for i in (1, 2, 3)]
+    facts["processes"] = roles()
+    facts["down"] = machines.run(1, "down")
+    facts["after"] = [listening(PORT), machines.run(3, "status", "--json"), roles()]
+    return facts
+
+
+def coming_and_going(machines: Machines, client: Client) -> dict[str, object]:
+    def in_ring(i: int) -> bool:
+        return name(i) in client.members()["servers"]
+
+    def known(i: int) -> bool:
+        client.refresh()
+        return name(i) in client.servers
+
+    facts: dict[str, object] = {}
+    machines.start(4)
+    facts["joined_after_s"] = seconds_until(lambda: in_ring(4))
+    facts["joined_serves_after_s"] = seconds_until(lambda: fetched(machines, 4).startswith("hello"))
+    facts["removed"] = machines.run(1, "servers", "remove", name(4), "--json")
+    facts["called_back"] = machines.run(1, "servers", "add", "--json")
+    machines.kill(3)
+    facts["dead_out_after_s"] = seconds_until(lambda: not in_ring(3))
+    facts["dead_forgotten_after_s"] = seconds_until(lambda: not known(3))
+    facts["fetched_meanwhile"] = [fetched(machines, i) for i in (1, 2, 4)]
+    machines.start(3)
+    facts["back_after_s"] = seconds_until(lambda: in_ring(3) and known(3))
+    facts["fetched_back"] = client.fetch("hello", server=name(3)).text
+    return facts
+
+
+def roles() -> int:
+    """How many processes there are that run a role."""
+    found = 0
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            found += entry.name.isdigit() and b"RoleProcess" in (entry / "cmdline").read_bytes()
+    return found
+
+
+def main() -> None:
+    machines = Machines(Path(sys.argv[1]))
+    try:
+        facts = scenario(machines)
+    finally:
+        machines.end()
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

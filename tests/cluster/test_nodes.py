@@ -1,0 +1,124 @@
+"""A cluster on the nodes of a Ray that others started: every node serves, whoever comes, goes, dies and comes back.
+
+What happens is in ``nodes_scenario.py``, which needs a network of its own: the facts are judged here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCENARIO = Path(__file__).with_name("nodes_scenario.py")
+NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
+#: As cluster.yaml sets them: a death is known in seconds.
+RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_grpc_client_keepalive_time_ms": "2000",
+    "RAY_grpc_client_keepalive_timeout_ms": "2000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+ALL = ["node-127-0-0-1", "node-127-0-0-2", "node-127-0-0-3"]
+ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+HELLO = "hello from Zig"
+
+
+def no_namespaces() -> str:
+    """Why there can be none here; empty when there can."""
+    missing = [tool for tool in ("unshare", "ip", "curl") if shutil.which(tool) is None]
+    if missing:
+        return f"needs the commands {', '.join(missing)}"
+    done = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"needs namespaces of its own: {done.stderr.strip()}"
+
+
+@pytest.fixture(scope="module")
+def facts() -> Iterator[dict[str, Any]]:
+    why = no_namespaces()
+    if why:
+        pytest.skip(why)
+    # Ray's sockets have long names, so this one is short.
+    with tempfile.TemporaryDirectory(prefix="ew-", ignore_cleanup_errors=True) as scratch:
+        token = Path(scratch) / "token"
+        token.touch(0o600)
+        token.write_text("c0ffee" * 8)
+        settings = {**RAY_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": scratch}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EVERWARM_"))}
+        command = 'ip link set lo up && exec "$@"'
+        done = subprocess.run(
+            [*NAMESPACES, "sh", "-c", command, "sh", sys.executable, str(SCENARIO), scratch],
+            env={**environment, **settings}, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4_000:]
+        yield json.loads(done.stdout.splitlines()[-1])
+
+
+def said(command: dict[str, Any]) -> Any:
+    """The JSON that a command printed."""
+    assert command["code"] == 0, command
+    return json.loads(command["out"])
+
+
+def test_every_node_serves_what_was_deployed_from_any_of_them(facts: dict[str, Any]) -> None:
+    assert sorted(said(facts["up"])["servers"]) == ALL
+    deployed = said(facts["deploy"])
+    assert (sorted(deployed["servers"]), deployed["late"]) == (ALL, [])
+    assert all(text.startswith(HELLO) for text in facts["fetched"]), facts["fetched"]
+
+
+def test_every_node_tells_the_same(facts: dict[str, Any]) -> None:
+    assert facts["before"]["code"] == 3
+    for status in facts["status"].values():
+        told = said(status)
+        assert told["addresses"] == dict(zip(ALL, ADDRESSES, strict=True))
+        assert sorted(told["membership"]["servers"]) == ALL
+        assert not [counters for counters in told["roles"].values() if "error" in counters]
+
+
+def test_an_edge_listens_at_its_node_and_the_authoritys_key_stays_on_the_head(facts: dict[str, Any]) -> None:
+    assert facts["listening"] == ADDRESSES
+    assert facts["secrets"] == {"1": ["tls/ca.key"], "2": [], "3": []}
+
+
+def test_a_node_that_joins_late_serves_within_seconds(facts: dict[str, Any]) -> None:
+    assert facts["joined_after_s"] < 15.0
+    assert facts["joined_serves_after_s"] < 5.0
+
+
+def test_a_server_is_removed_and_called_back(facts: dict[str, Any]) -> None:
+    assert sorted(said(facts["removed"])["servers"]) == ALL
+    assert sorted(said(facts["called_back"])["servers"]) == [*ALL, "node-127-0-0-4"]
+
+
+def test_a_node_that_dies_is_out_and_the_same_server_when_it_comes_back(facts: dict[str, Any]) -> None:
+    assert facts["dead_out_after_s"] < 6.0
+    assert facts["dead_forgotten_after_s"] is not None
+    assert all(text.startswith(HELLO) for text in facts["fetched_meanwhile"])
+    assert facts["back_after_s"] is not None
+    assert facts["fetched_back"].startswith(HELLO)
+
+
+def test_the_owners_death_is_not_the_clusters(facts: dict[str, Any]) -> None:
+    assert all(text.startswith(HELLO) for text in facts["fetched_without_owner"])
+    assert len(said(facts["up_again"])["servers"]) == 4
+    assert all(text.startswith(HELLO) for text in facts["fetched_again"]), facts["fetched_again"]
+
+
+def test_down_leaves_nothing(facts: dict[str, Any]) -> None:
+    assert facts["down"]["code"] == 0, facts["down"]
+    edges, status, processes = facts["after"]
+    assert edges == []
+    assert status["code"] == 3
+    assert (facts["processes"], processes) == (1 + 4 * 4, 0)
