@@ -1,0 +1,206 @@
+"""What to do about a role whose process died or hangs: restart it, wait with that, or leave it alone.
+
+Pure: news and `now` in, decisions out. Times are seconds of any clock.
+
+A process's way, and what is done on it:
+
+    STARTING ── up ──► RUNNING ── a probe fails ──► SUSPECT ── so many in a row ──► DEAD          KILL
+        ▲                 ▲└──────── a probe is answered ────┘                        │
+        │                 └───────────────────────────────────────────────────────────┤ its process is gone
+        └── the time to restart has come ── WAITING ◄── at once, or later ────────────┤           RESTART at …
+                                                        GIVEN_UP ◄── too many ────────┘           GIVE UP
+
+**The first restart waits for nothing.** A process that ran well for a while and dies is back as soon as it can be. One
+that dies again soon after is broken by something that a restart does not mend: the code, the disk, a port. It is tried
+again with growing distance, so that it does not take the cores from those that serve, and after so many deaths it is
+left alone, and a human is told.
+
+**A slow request is not a dead process.** Probes are answered beside the requests, by a thread of their own, and say how
+long ago the role's event loop last turned. A probe that is not answered, or tells of a loop that stands, makes a
+process SUSPECT, and nothing follows from that. Only failures in a row make it DEAD. They are counted and not timed:
+whoever probes may have been held up himself, and then nobody was asked.
+
+**Awkward:** a process that hangs still holds its sockets and its port. So DEAD is first of all an order to end it; the
+restart follows from its end, as from any other.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisionLimits:
+    """Bounds and times, in seconds."""
+
+    #: A probe is one small call. At 1,000 processes it is what 1,000 more heartbeats cost.
+    probe_every_s: float = 1.0
+    #: Cores that are shared may keep a process waiting for 2 s.
+    probe_s_max: float = 2.0
+    #: An event loop that has not turned for so long stands. Nothing in a role blocks its loop for a tenth of it.
+    loop_s_max: float = 2.0
+    #: Failures in a row, each a probe that took `probe_s_max` or told of a loop that stands: 8 to 12 s. A server that
+    #: is silent is out of the ring after 5 s; who is well again by now keeps its isolates.
+    probes_failed_max: int = 4
+    #: Who ran for so long was well: its next death counts as the first.
+    well_s: float = 30.0
+    #: The first wait, doubled with each further death up to the longest.
+    wait_s_first: float = 0.5
+    wait_s_max: float = 30.0
+    #: Deaths within `deaths_s`, of a process that was never well between them, after which it is left alone: with the
+    #: waits, about two minutes of trying.
+    deaths_max: int = 10
+    deaths_s: float = 600.0
+    #: Restarts of a role that are remembered, for whoever asks.
+    remembered_max: int = 32
+
+
+class State(Enum):
+    """Where a process is on its way."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    SUSPECT = "suspect"  # it did not answer the last probe, or its event loop stands
+    DEAD = "dead"  # it is to be ended, or is known to be gone
+    WAITING = "waiting"  # it died again soon, and is restarted later
+    GIVEN_UP = "given up"  # it is left alone until somebody changes something
+
+
+class Event(Enum):
+    """What happens to one process."""
+
+    BEGAN = "began"  # a new process is made for the role
+    UP = "up"  # the role has started
+    ANSWERED = "answered"  # a probe
+    MISSED = "missed"  # a probe: it took too long, or the loop stands
+    CONDEMNED = "condemned"  # too many were missed in a row
+    GONE = "gone"  # the process ended, or could not start
+
+
+def _row(**to: State) -> dict[Event, State]:
+    return {Event[name]: state for name, state in to.items()}
+
+
+_STARTING, _RUNNING, _SUSPECT, _DEAD = State.STARTING, State.RUNNING, State.SUSPECT, State.DEAD
+_WAITING, _GIVEN_UP = State.WAITING, State.GIVEN_UP
+
+#: Every pair that can be. Probes of a process may be answered, or missed, after its end. GONE leads to DEAD first; what
+#: comes of it is decided there.
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    _STARTING: _row(UP=_RUNNING, ANSWERED=_STARTING, MISSED=_STARTING, GONE=_DEAD, BEGAN=_STARTING),
+    _RUNNING: _row(ANSWERED=_RUNNING, MISSED=_SUSPECT, CONDEMNED=_DEAD, GONE=_DEAD),
+    _SUSPECT: _row(ANSWERED=_RUNNING, MISSED=_SUSPECT, CONDEMNED=_DEAD, GONE=_DEAD),
+    _DEAD: _row(ANSWERED=_DEAD, MISSED=_DEAD, GONE=_DEAD, BEGAN=_STARTING),
+    _WAITING: _row(ANSWERED=_WAITING, MISSED=_WAITING, BEGAN=_STARTING),
+    _GIVEN_UP: _row(ANSWERED=_GIVEN_UP, MISSED=_GIVEN_UP, BEGAN=_STARTING),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Make a new process for the role, after so many seconds; 0: now."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Leave the role alone. ``why`` is one line for the operator."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The process is there and does nothing: end it."""
+
+    why: str
+
+
+class Supervised:
+    """What is known of one role's process."""
+
+    def __init__(self, limits: SupervisionLimits = SupervisionLimits()) -> None:
+        self.limits = limits
+        self.state = State.STARTING
+        self.restarts = 0
+        self._up_s: float | None = None
+        self._missed = 0
+        self._deaths: deque[float] = deque(maxlen=max(limits.deaths_max, 1))  # since it was last well
+        #: How long the last restarts took, from the death to the role's start.
+        self.took_s: deque[float] = deque(maxlen=limits.remembered_max)
+        self._died_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.state.value}, {self.restarts} restarts, {len(self._deaths)} deaths, {self._missed} missed>"
+
+    def _on(self, event: Event) -> None:
+        after = TRANSITIONS[self.state].get(event)
+        if after is None:
+            raise AssertionError(f"a process is {self.state.value}, where {event.value} cannot be")
+        self.state = after
+
+    def began(self) -> None:
+        """A new process is made for the role."""
+        self._on(Event.BEGAN)
+        self._missed = 0
+        self._up_s = None
+
+    def up(self, now_s: float) -> None:
+        """The role has started."""
+        self._on(Event.UP)
+        self._up_s = now_s
+        if self._died_s is not None:
+            self.restarts += 1
+            self.took_s.append(now_s - self._died_s)
+            self._died_s = None
+
+    def answered(self, loop_s: float) -> Kill | None:
+        """A probe was answered; the role's event loop last turned ``loop_s`` ago."""
+        if loop_s > self.limits.loop_s_max:
+            return self._miss(f"its event loop has stood for {loop_s:.1f} s")
+        self._missed = 0
+        self._on(Event.ANSWERED)
+        return None
+
+    def missed(self) -> Kill | None:
+        """A probe was not answered in time."""
+        return self._miss("it does not answer")
+
+    def _miss(self, why: str) -> Kill | None:
+        self._on(Event.MISSED)
+        if self.state is not State.SUSPECT:
+            return None  # one that starts has a time of its own; the others are gone
+        self._missed += 1
+        if self._missed < self.limits.probes_failed_max:
+            return None
+        self._on(Event.CONDEMNED)
+        return Kill(f"{why}, {self._missed} probes in a row")
+
+    def gone(self, now_s: float) -> Restart | GiveUp:
+        """The process ended, whatever ended it, or the role could not be started in it."""
+        self._on(Event.GONE)
+        limits = self.limits
+        if self._up_s is not None and now_s - self._up_s >= limits.well_s:
+            self._deaths.clear()
+        self._up_s = None
+        self._deaths.append(now_s)
+        if self._died_s is None:
+            self._died_s = now_s
+        lately = sum(now_s - died_s < limits.deaths_s for died_s in self._deaths)
+        if lately >= limits.deaths_max:
+            self.state = State.GIVEN_UP
+            return GiveUp(f"it died {lately} times within {now_s - self._deaths[0]:.0f} s")
+        after_s = wait_s(lately - 1, limits)
+        if after_s:
+            self.state = State.WAITING
+        return Restart(after_s)
+
+
+def wait_s(again: int, limits: SupervisionLimits) -> float:
+    """How long a restart waits, of a process that died ``again`` times more than once since it was well."""
+    if again <= 0:
+        return 0.0
+    # Beyond 64 doublings a float is as good as none.
+    return min(limits.wait_s_max, limits.wait_s_first * 2.0 ** min(again - 1, 64))
