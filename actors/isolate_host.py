@@ -22,6 +22,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from actors.connection import Frame, LinkBroken, frame
+from actors.crash_reports import Quarantine
+from actors.crash_table import CrashTable, Phase
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
@@ -107,8 +109,11 @@ class IsolateHost:
         egress_socket: Path | None = None,
         residency_limits: ResidencyLimits | None = None,
         limits: HostLimits | None = None,
+        table: CrashTable | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        """``egress_socket``: where the machine's way out listens; without one guests have none."""
+        """``egress_socket``: where the machine's way out listens; without one guests have none. ``table``: where it is
+        written who runs, for whoever finds this process dead. ``quarantine``: who is kept out."""
         self.name = name
         self.server = server
         self._path = socket_path
@@ -131,6 +136,8 @@ class IsolateHost:
         )
         self._outcomes: dict[str, int] = {}
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
+        self._table = table
+        self._quarantine = quarantine
         self._listener: socket.socket | None = None
         self._stopping = False
 
@@ -163,6 +170,8 @@ class IsolateHost:
         for link in links:
             with suppress(OSError):  # its client was faster
                 link.socket.shutdown(socket.SHUT_RDWR)
+        if self._table is not None:
+            self._table.remove()
 
     def statistics(self) -> dict[str, object]:
         """Counters and the state of the house, for operators and tests."""
@@ -186,6 +195,7 @@ class IsolateHost:
                 "outcomes": dict(self._outcomes),
                 "connections": len(self._links),
                 "warm_versions": sorted(self._residency.warm_versions()),
+                "quarantined": [] if self._quarantine is None else self._quarantine.versions,
             }
 
     def load(self) -> Load:
@@ -255,7 +265,7 @@ class IsolateHost:
         """
         decisions: list[Decision] = []
         with self._lock:
-            if self._ahead.has_room:
+            if self._ahead.has_room and not self._keeps_out(request.version):
                 decisions = self._residency.prewarm(
                     request.version, start_type, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
                     at_home=request.at_home, expected=self._expected(request),
@@ -281,6 +291,10 @@ class IsolateHost:
                 try:
                     self._measured(resident - shared)
                     self._report()
+                    if self._table is not None:
+                        self._table.beat(_now_ms())
+                    if self._quarantine is not None:
+                        self._quarantine.look(time.time())
                 except Exception:
                     # Without the next measurement nothing is evicted any more, and the machine's memory is the bound.
                     _log.exception("a measurement failed")
@@ -329,6 +343,10 @@ class IsolateHost:
         """Run one request, or say why not."""
         arrived_ns = time.time_ns()
         recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, self._ids)
+        if self._keeps_out(request.version):
+            why = StartFailed(Outcome.KILL_SWITCH, "hosts crashed while it ran; it is kept out for a while")
+            self._end_failed(link, request, why, recorder)
+            return
         recipe = Recipe.of(request)
         ticket = _Ticket()
         with self._lock:
@@ -385,6 +403,7 @@ class IsolateHost:
         with self._lock:
             self._running += 1
         keep = True  # until guest code runs, nothing can be wrong with it
+        slot = self._write_down(Phase.RUNS, request.version, request.worker, request.request_id)
         try:
             if says_started(request.head.method):
                 link.send(frame(Frame.STARTED))
@@ -392,6 +411,7 @@ class IsolateHost:
             finished = isolate.run(conversation, egress=egress)
             keep = finished.verdict is Verdict.KEEP
         finally:
+            self._cross_out(slot)
             # One place gives the isolate back, on every path: whatever happens here, it is not lost and not shared.
             with self._lock:
                 self._running -= 1
@@ -435,6 +455,17 @@ class IsolateHost:
         if egress is not None and egress.used:
             self._tell_server(Frame.NOTICE, f"over {handler_id} {int(ended.cpu_ms * 1_000)}".encode())
         self._end(link, request, ended, recorder, conversation.take_held())
+
+    def _keeps_out(self, version: str) -> bool:
+        return self._quarantine is not None and self._quarantine.keeps_out(version)
+
+    def _write_down(self, phase: Phase, version: str, worker: str = "", request_id: str = "") -> int:
+        """That something begins which may be the end of this process."""
+        return -1 if self._table is None else self._table.begin(phase, _now_ms(), version, worker, request_id)
+
+    def _cross_out(self, slot: int) -> None:
+        if self._table is not None:
+            self._table.end(slot)
 
     def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
         """The way out of one request."""
@@ -520,7 +551,11 @@ class IsolateHost:
 
     def _start(self, decision: Start, recipe: Recipe, recorder: Recorder | None) -> StartFailed | None:
         """Start an isolate on this thread and tell residency."""
-        began = self._living.start(decision.isolate, recipe)
+        slot = self._write_down(Phase.STARTS, recipe.version)
+        try:
+            began = self._living.start(decision.isolate, recipe)
+        finally:
+            self._cross_out(slot)
         with self._lock:
             now_s = time.monotonic()
             if isinstance(began, StartFailed):
@@ -539,6 +574,10 @@ class IsolateHost:
             recorder.span(SpanName.MAP, began.mapping_ns, began.instantiating_ns)
             recorder.span(SpanName.INSTANTIATE, began.instantiating_ns, began.ready_ns, {Attr.CPU_MS: cpu_ms})
         return None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _log_events(finished: Finished) -> tuple[SpanEvent, ...]:
