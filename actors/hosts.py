@@ -1,14 +1,19 @@
 """The host processes of one machine: which are there, and answers that survive the loss of one of them.
 
-A host is gone when nobody listens at its socket; it is not chosen again. A link that breaks is not yet that: the host
-may have had too many connections. The request of that link goes elsewhere at once, and the host is looked at on the
-side. A process that dies closes its sockets in no order, so for a moment it may still take a connection, which then
-breaks too: only one that stays says that the host is there.
+A host is gone when nobody listens at its socket. A link that breaks is not yet that: the host may have had too many
+connections. The request of that link goes elsewhere at once, and the host is looked at on the side. A process that dies
+closes its sockets in no order, so for a moment it may still take a connection, which then breaks too: only one that
+stays says that the host is there.
+
+Who is gone may come back: the same role in a new process, at the same socket, without any isolate. It is looked for
+until it is there, and then it is chosen as before. One that was restarted before anybody missed it says so itself
+(``began``), so that nobody believes in isolates that it had.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,6 +29,8 @@ _log = logging.getLogger("everwarm.hosts")
 _STAYS_S = 0.1
 #: Connections that break before one gives up to find out, and leaves it to the next request.
 _LOOKS_MAX = 100
+#: How often a host that is gone is looked for: a failed connection to a Unix socket costs some 20 µs.
+_BACK_EVERY_S = 0.1
 
 #: Gives a request whose host was lost to somebody else; ``LinkBroken`` when there is nobody.
 Again = Callable[[Request], Awaitable[Answer]]
@@ -36,10 +43,12 @@ class NoHost(LinkBroken):
 class HostAnswer:
     """An answer from a host. Until its head is here, the loss of the host may lead to another one's answer."""
 
-    def __init__(self, answer: LinkAnswer, request: Request, again: Again) -> None:
+    def __init__(self, answer: LinkAnswer, request: Request, again: Again, mute: str = "") -> None:
+        """``mute``: a socket at which nobody says STARTED, so that its silence says nothing."""
         self._answer: Answer = answer
         self._request = request
         self._again = again
+        self._mute = mute
         self.version = request.version
         self._cancelled = False
         #: The host was lost, nothing was done, and there was nobody else to give the request to.
@@ -54,7 +63,7 @@ class HostAnswer:
             self._request = replace(self._request, lost_with=(*self._request.lost_with, answer.path))
             if not may_run_again(
                 self._request.head.method,
-                started=answer.started or answer.pulled,
+                started=answer.started or answer.pulled or answer.path == self._mute,
                 body_intact=not answer.pulled,
                 hosts_lost=len(self._request.lost_with),
             ):
@@ -106,10 +115,14 @@ class Hosts:
     def __init__(
         self, sockets: Sequence[Path], links: Links, on_lost: Callable[[str], None] = lambda socket: None
     ) -> None:
-        self._alive = tuple(str(socket) for socket in sockets)
+        self._all = tuple(str(socket) for socket in sockets)
+        self._alive = self._all
         self._links = links
         self._on_lost = on_lost
         self._looking: dict[str, asyncio.Task[None]] = {}
+        self._awaiting: dict[str, asyncio.Task[None]] = {}
+        self._came_back = asyncio.Event()
+        self._asked: set[str] = set()  # who may have isolates of ours
         self.lost = 0
 
     @property
@@ -146,9 +159,12 @@ class Hosts:
             if path in request.lost_with:
                 continue
             try:
-                return await self._links.exchange(path, request, body)
+                answer = await self._links.exchange(path, request, body)
             except NobodyListens:
                 self._gone(path)
+            else:
+                self._asked.add(path)
+                return answer
         raise NoHost("no host is left on this machine")
 
     def _look_at(self, path: str) -> None:
@@ -192,6 +208,30 @@ class Hosts:
             self._gone(path)
             raise
 
+    async def back(self, within_s: float) -> bool:
+        """Wait until a host is there, when all are gone; False when none came."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self._alive:
+                    self._came_back.clear()
+                    await self._came_back.wait()
+        return bool(self._alive)
+
+    def began(self, path: str) -> None:
+        """A new process listens at ``path``: what the one before it had is gone, if anything was asked of it."""
+        if path not in self._all:
+            return
+        if path in self._alive and path in self._asked:
+            self._lose(path)
+        self._is_back(path)
+
+    async def stop(self) -> None:
+        """Look for nobody any more."""
+        tasks = [*self._looking.values(), *self._awaiting.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def open_ahead(self) -> None:
         """Have a connection to each host before the first request. One that does not listen yet is not gone."""
         for path in self._alive:
@@ -201,5 +241,28 @@ class Hosts:
         if path in self._alive:
             _log.error("the host at %s is gone", path)
             self._alive = tuple(other for other in self._alive if other != path)
-            self.lost += 1
-            self._on_lost(path)
+            self._lose(path)
+            self._awaiting[path] = asyncio.create_task(self._await(path))
+
+    def _lose(self, path: str) -> None:
+        self.lost += 1
+        self._asked.discard(path)
+        self._on_lost(path)
+
+    async def _await(self, path: str) -> None:
+        """Until a host listens at ``path`` again."""
+        back = False
+        while not back:
+            await asyncio.sleep(_BACK_EVERY_S)
+            with suppress(LinkBroken):
+                back = await self._links.stays(path, _STAYS_S)
+        self._is_back(path)
+
+    def _is_back(self, path: str) -> None:
+        awaiting = self._awaiting.pop(path, None)
+        if awaiting is not None and awaiting is not asyncio.current_task():
+            awaiting.cancel()
+        if path not in self._alive:
+            _log.info("the host at %s is back", path)
+            self._alive = tuple(other for other in self._all if other in self._alive or other == path)
+            self._came_back.set()

@@ -69,6 +69,8 @@ _PRELOAD_S_MAX = 3.0
 #: The longest that another server may take for a favour. One that hangs would gather what is told to it on the side, at
 #: 200 prewarms a second, until this side work has no place for anything else.
 _FAVOUR_S_MAX = 2.0
+#: A request that nobody can run waits so long for a host of this machine: a restart takes a second or two.
+_BACK_S_MAX = 5.0
 #: Workers whose rates ``statistics`` shows.
 _HOTTEST_SHOWN = 20
 
@@ -160,6 +162,7 @@ class Server:
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
         await self._link_server.stop()
+        await self._hosts.stop()
         await self.nested.stop()
         await self._tails.stop()
         await self._side.stop()
@@ -303,9 +306,21 @@ class Server:
             try:
                 return await elsewhere(request)
             except NoHost as nobody:
-                return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, str(nobody)))
+                return await self._run_when_back(request, body, nobody)
         except LinkBroken as away:
             return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
+
+    async def _run_when_back(self, request: Request, body: BodySource, nobody: NoHost) -> Answer:
+        """Nobody can run a request now; a host of this machine that is restarted can, in a moment."""
+        until_s = _now_s() + _BACK_S_MAX
+        while await self._hosts.back(until_s - _now_s()):
+            try:
+                return await self._hosts.run(replace(request, lost_with=()), body)
+            except NoHost:
+                continue  # it was believed to be there
+            except LinkBroken as away:
+                return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, f"the host is away: {away}"))
+        return EndedAnswer(Ended(Outcome.INTERNAL_ERROR, str(nobody)))
 
     def _host_lost(self, socket: str) -> None:
         """A host is gone, and with it the isolates of its versions: nothing that was known of them holds."""
@@ -422,11 +437,15 @@ class Server:
             self._host_says(word, version)
 
     def _host_says(self, word: str, version: str) -> None:
-        """A request that used the way out is ``over``. Or a host has the first isolate of a version (``warm``), or lost
-        the last (``cold``); or it was asked for one ahead, and there was one already or no room (``unstarted``)."""
+        """A request that used the way out is ``over``. A host's process ``began``, perhaps in the place of another.
+        Or a host has the first isolate of a version (``warm``), or lost the last (``cold``); or it was asked for one
+        ahead, and there was one already or no room (``unstarted``)."""
         if word == "over":
             stage, _, cpu_us = version.partition(" ")
             self.nested.over(stage, int(cpu_us))
+            return
+        if word == "began":
+            self._hosts.began(version)
             return
         if word == "warm":
             self._warmth.warm(version)

@@ -57,20 +57,22 @@ class HostProcess:
 
 def main() -> None:
     """The process itself."""
+    from actors.connection import Frame
     from actors.isolate_host import IsolateHost
     from actors.residency import ResidencyLimits
     from actors.server_line import ServerLine
 
     server, socket, code, server_socket = sys.argv[1:]
+    line = ServerLine(Path(server_socket))
     host = IsolateHost(
         f"{server}/{Path(socket).stem}",
         Path(socket),
         Path(code),
         server=server,
-        tell_server=ServerLine(Path(server_socket)).tell,
+        tell_server=line.tell,
         residency_limits=ResidencyLimits(siblings_max=1),
     )
-    host.start()
+    line.tell(Frame.NOTICE, f"began {host.start()}".encode())
     print("listening", flush=True)
     for _ in sys.stdin:
         print(json.dumps(host.statistics()), flush=True)

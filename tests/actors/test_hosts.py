@@ -197,7 +197,75 @@ def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
     play(scenario)
 
 
+def test_a_host_that_is_restarted_runs_its_versions_again(play: Play) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        machine = cluster[1]
+        worker = await cluster.deploy_at(1, "hello")
+        version = cluster.version_of(worker)
+        first = await machine.ask(request(worker))
+        process = machine.process_of(version)
+        await crash(machine, version)
+        elsewhere = await machine.ask(request(worker))
+        assert (await machine.statistics())["hosts"] == 1
+        await asyncio.to_thread(process.start)
+
+        async def back() -> bool:
+            return bool((await machine.statistics())["hosts"] == 2)
+
+        await wait_until(back, "the host is found again")
+        again = await machine.ask(request(worker))
+        leases = [got.served and got.served.lease and got.served.lease.socket for got in (first, elsewhere, again)]
+        assert leases[0] == leases[2] == str(process.socket) != leases[1]
+        assert again.served is not None
+        assert again.served.start_type == "cold"  # it has forgotten everything
+
+    play(scenario)
+
+
+def test_isolates_of_a_host_that_nobody_missed_are_forgotten_when_its_next_process_begins(play: Play) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        machine = cluster[1]
+        worker = await cluster.deploy_at(1, "hello")
+        version = cluster.version_of(worker)
+        assert where(await machine.ask(request(worker))) == (Outcome.OK, "server-1")
+
+        async def warm() -> bool:
+            return machine.server._warmth.is_warm(version)
+
+        await wait_until(warm, "the Server knows that it is warm")
+        process = machine.process_of(version)
+        await asyncio.to_thread(process.kill)
+        await asyncio.to_thread(process.start)
+
+        async def forgotten() -> bool:
+            return not machine.server._warmth.is_warm(version)
+
+        await wait_until(forgotten, "the Server knows that it is not warm any more")
+        counted = await machine.statistics()
+        assert (counted["hosts"], counted["hosts_lost"]) == (2, 1)
+
+    play(scenario)
+
+
 # --------------------------------------------------------------------------------------------------------- one host
+
+
+def test_without_another_machine_a_request_waits_for_its_host_to_be_restarted(play: Play) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        machine = cluster[1]
+        worker = await cluster.deploy_at(1, "hello")
+        process = machine.process_of(cluster.version_of(worker))
+        await crash(machine, cluster.version_of(worker))
+        waiting = [asyncio.create_task(machine.ask(post(worker))) for _ in range(5)]
+
+        async def noticed() -> bool:
+            return bool((await machine.statistics())["hosts"] == 0)
+
+        await wait_until(noticed, "the Server knows of the loss")
+        await asyncio.to_thread(process.start)
+        assert [where(await one) for one in waiting] == [(Outcome.OK, "server-1")] * 5
+
+    play(scenario, servers=1, processes=1)
 
 
 def test_what_waited_in_the_only_host_is_offered_to_another_machine(play: Play) -> None:
@@ -240,7 +308,9 @@ def test_a_home_whose_host_crashes_hands_back_what_had_not_started(play: Play) -
     play(scenario, servers=2, processes=1)
 
 
-def test_when_no_host_is_left_anywhere_the_platform_has_failed(play: Play) -> None:
+def test_when_no_host_is_left_anywhere_the_platform_has_failed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.server._BACK_S_MAX", 0.2)
+
     async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(1, "hello")
         for machine in cluster.machines:
