@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from actors.connection import LinkBroken
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Failure, Lease, Outcome, Request, RequestHead, Served, status_of
 from actors.hosts import HostAnswer
-from actors.link import Answer, LinkAnswer, Links, WindowAnswer, read_window
+from actors.link import Answer, BodySource, LinkAnswer, Links, WindowAnswer, read_window
 from actors.stage import is_error, root_attributes, server_timing
 from isolates.conversation import BodyLost
 from tracing.recorder import NO_PARENT, Recorder
@@ -70,6 +71,7 @@ class Edge(Protocol):
     def lease(self, worker: str) -> Lease | None: ...
     def keep_lease(self, lease: Lease) -> None: ...
     def drop_lease(self, worker: str) -> None: ...
+    async def ask_server(self, request: Request, body: BodySource) -> LinkAnswer: ...
     def wants_trace(self, facts: RequestFacts) -> bool: ...
     def keep_trace(self, spans: list[Span]) -> None: ...
 
@@ -181,22 +183,23 @@ class ClientExchange:
 
     async def _sent(self, request: Request, body: ClientBody, lease: Lease | None) -> WindowAnswer:
         """Send the request to the host of the lease. When that host is gone, or is lost before the guest started, the
-        Server is asked, as without a lease: it knows what is left. ``LinkBroken`` when the Server is away."""
+        Server is asked, as without a lease: it knows what is left. When the Server is lost, the one that comes after it
+        is asked, if the request may run twice. ``LinkBroken`` when there is no Server."""
         edge = self._edge
 
         async def by_the_server(asked: Request) -> LinkAnswer:
             edge.drop_lease(request.worker)
             self._request = replace(request, lost_with=asked.lost_with)
-            return await edge.links.exchange(edge.server, self._request, body)
+            return await edge.ask_server(self._request, body)
 
-        if lease is None:
-            return await by_the_server(request)
-        self._request = request.under(lease)
-        try:
-            answer = await edge.links.exchange(lease.socket, self._request, body)
-        except LinkBroken:
-            return await by_the_server(request)
-        return HostAnswer(answer, self._request, by_the_server)
+        answer = None
+        if lease is not None:
+            self._request = request.under(lease)
+            with suppress(LinkBroken):
+                answer = await edge.links.exchange(lease.socket, self._request, body)
+        if answer is None:
+            answer = await by_the_server(request)
+        return HostAnswer(answer, self._request, by_the_server, mute=edge.server)
 
     async def _watch_client(self, body: ClientBody, answer: Answer) -> None:
         """The request is whole, so the next message can only be that the client left: stop the guest, unless the client

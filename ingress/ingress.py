@@ -22,9 +22,9 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from actors.connection import Connection, Frame, LinkBroken
+from actors.connection import Connection, Frame, LinkBroken, NobodyListens
 from actors.exchange import Ended, Lease, Outcome, Request, RequestHead
-from actors.link import Links
+from actors.link import BodySource, LinkAnswer, Links
 from actors.side_work import SideWork
 from actors.view import decode_plain
 from actors.wire import REQUEST
@@ -59,6 +59,11 @@ class IngressLimits:
     leases_max: int = 100_000
     spans_waiting_max: int = 2_048
     spans_every_s: float = 0.05
+    #: A request waits so long for a Server that is away: a restart takes a second or two. And so many wait: at 400 a
+    #: second those of a whole restart.
+    server_away_s_max: float = 5.0
+    server_away_every_s: float = 0.05
+    waiting_max: int = 2_048
 
 
 class Ingress:
@@ -103,6 +108,7 @@ class Ingress:
         self._spans: list[Span] = []
         self._spans_dropped = 0
         self._requests = 0
+        self._waiting = 0  # for a Server that is away
         self._prewarms = 0
         self._uvicorn: uvicorn.Server | None = None
         self._side = SideWork(f"{name}/ingress")
@@ -211,6 +217,22 @@ class Ingress:
     def drop_lease(self, worker: str) -> None:
         """The host of a lease did not answer."""
         self._leases.pop(worker, None)
+
+    async def ask_server(self, request: Request, body: BodySource) -> LinkAnswer:
+        """Send a request to the Server; one that is being restarted is waited for. ``LinkBroken`` when it does not
+        come, or too many wait for it."""
+        limits, until_s = self._limits, time.monotonic() + self._limits.server_away_s_max
+        while True:
+            try:
+                return await self.links.exchange(self.server, request, body)
+            except NobodyListens:
+                if self._waiting >= limits.waiting_max or time.monotonic() >= until_s:
+                    raise
+            self._waiting += 1
+            try:
+                await asyncio.sleep(limits.server_away_every_s)
+            finally:
+                self._waiting -= 1
 
     async def _hear(self, connection: Connection, heard: asyncio.Event) -> None:
         while True:
