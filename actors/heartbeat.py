@@ -3,8 +3,8 @@
 It is said from the event loop that serves requests, so a Server that hangs is silent too. The answer tells what the
 Server should know; when it is behind by a deploy for two beats in a row, it asks for everything.
 
-The first beat is the join. Later ones are enough to be let in again, by a ControlPlane that lost this server or one
-that is new.
+The first beat is the join. Later ones are enough to be let in again, by a ControlPlane that lost this server. One that
+is new asks for the ring that this server knows, and goes on from there.
 """
 
 import asyncio
@@ -77,6 +77,9 @@ class Heartbeat:
         plain = {"server": self._server, "weight": self._weight, "hosts": self._hosts(), "epoch": view.epoch}
         control = await self._peers.get("control")
         answer = decode_plain(await control.call("heartbeat", encode_plain(plain)))
+        if answer.get("wants_ring") and view.ring is not None:
+            plain["ring"] = dict(view.ring.servers)
+            answer = decode_plain(await control.call("heartbeat", encode_plain(plain)))
         behind = answer["state"] == "member" and self._view().seq < answer["seq"]
         if behind and self._behind and (self._catching_up is None or self._catching_up.done()):
             # Shielded, and one at a time: with many workers it takes longer than a beat may, and would never end.

@@ -21,9 +21,11 @@ late, nobody could have been heard, and everybody is given that time. A server t
 are gone, is lost although it speaks. What is in doubt is taken out: a server out of the ring runs its own clients'
 requests all the same, and a worker whose home moved in vain costs a cold start.
 
+**A new ControlPlane** knows nobody. It adopts the ring that the first server to beat knows: whoever is in it is a
+member as before, until it is silent. Would they join one by one, the first ring would be made of one of them alone.
+
 **Awkward:** a server that left goes on beating until its process ends. So GONE is remembered until it has been silent
-for a while; only a server that nobody remembers joins by a heartbeat alone, which is how a new ControlPlane finds its
-members.
+for a while; only a server that nobody remembers joins by a heartbeat alone.
 """
 
 from collections.abc import Mapping
@@ -257,6 +259,16 @@ class Membership:
             return []
         self.epoch = epoch + 1
         return [Publish(self.epoch, self.ring)]
+
+    def adopt(self, servers: Mapping[str, int], now_s: float) -> list[Decision]:
+        """The ring that servers know of an earlier life, with weights. Nothing, when anybody is known already."""
+        if self._members or not servers or len(servers) > self.limits.servers_max:
+            return []
+        for name, weight in servers.items():
+            self._members[name] = Member(name, weight, State.MEMBER, heard_s=now_s, since_s=now_s)
+        self.epoch += 1
+        self._published = dict(servers)
+        return [Publish(self.epoch, dict(servers)), *(Install(name) for name in sorted(servers))]
 
     def placed(self, server: str, now_s: float) -> list[Decision]:
         """All code is in place on a server."""

@@ -144,9 +144,16 @@ class RingKeeper:
         return encode_plain({"state": self._membership.state(server).value})
 
     async def heartbeat(self, payload: bytes) -> bytes:
-        """A server lives: ``{server, weight, hosts, epoch}``. Answers ``{state, epoch, seq}``, what it should know."""
+        """A server lives: ``{server, weight, hosts, epoch}``, and ``ring`` if it was asked for it. Answers ``{state,
+        epoch, seq}``, what it should know, and ``wants_ring`` to the first that a new ControlPlane hears."""
         plain = decode_plain(payload)
         server = str(plain["server"])
+        if "ring" in plain:
+            ring = {str(name): int(weight) for name, weight in plain["ring"].items()}
+            self._act(self._membership.adopt(ring, self._clock()))
+        elif plain["epoch"] and not self._membership.members:
+            known = {"state": State.UNKNOWN.value, "epoch": self._membership.epoch, "seq": self._catalog.seq()}
+            return encode_plain({**known, "wants_ring": True})
         news = self._membership.heartbeat(server, int(plain["weight"]), self._clock(), able=bool(plain["hosts"]))
         self._act(news + self._membership.known(int(plain["epoch"])))
         state, epoch = self._membership.state(server), self._membership.epoch

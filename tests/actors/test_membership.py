@@ -77,6 +77,26 @@ def test_three_hundred_of_the_heaviest_fit_a_ring() -> None:
     Ring(1, {f"s{i}": WEIGHT_MAX for i in range(300)}, b"s" * 32)
 
 
+def test_a_new_control_plane_adopts_a_ring_once() -> None:
+    membership = Membership(100)
+    decided = membership.adopt({"a": 1, "b": 2}, 5.0)
+    assert decided == [Publish(101, {"a": 1, "b": 2}), Install("a"), Install("b")]
+    assert membership.state("b") is State.MEMBER
+    assert membership.adopt({"c": 1}, 6.0) == []  # somebody is known
+    assert rings(membership.heartbeat("a", 1, 6.0)) == []
+    published = []
+    for beats in range(1, 12):
+        now_s = 5.0 + beats * LIMITS.tick_every_s
+        membership.heartbeat("a", 1, now_s)
+        published += rings(membership.tick(now_s))
+    assert published == [{"a": 1}]  # who does not speak up is lost as ever
+
+
+def test_a_ring_that_is_too_large_is_not_adopted() -> None:
+    limits = MembershipLimits(servers_max=2)
+    assert Membership(100, limits).adopt(dict.fromkeys("abc", 1), 0.0) == []
+
+
 # ------------------------------------------------------------------------------------------------------- stories
 
 

@@ -4,9 +4,11 @@ import asyncio
 from typing import Any
 
 from actors.fleet import Fleet
-from actors.peer import LocalPeers, PeerLost
+from actors.heartbeat import Heartbeat
+from actors.peer import LocalPeer, LocalPeers, PeerLost
+from actors.ring import Ring
 from actors.ring_keeper import RingKeeper
-from actors.view import decode_plain, encode_plain
+from actors.view import ClusterView, decode_plain, encode_plain
 from tests.simulation.virtual_loop import play
 
 
@@ -115,6 +117,38 @@ def test_who_missed_the_ring_twice_is_told_a_third_time() -> None:
             await _beat(keeper, "a", servers["a"])
             await asyncio.sleep(1.0)
         assert servers["a"].epoch == servers["b"].epoch > 0
+        await keeper.stop()
+
+    play(scenario())
+
+
+def test_a_new_control_plane_goes_on_with_the_ring_that_there_is() -> None:
+    """Of three servers one is dead by then. Nobody's home moves but those of the dead one's workers, once."""
+
+    async def scenario() -> None:
+        names = ["server-1", "server-2", "server-3"]
+        servers = {name: Server() for name in names}
+        keeper = _keeper(servers, Distribution())
+        peers = LocalPeers()
+        peers.known["control"] = LocalPeer(keeper.calls)
+        view = ClusterView(ring=Ring(7, dict.fromkeys(names, 1), bytes(32)))
+
+        async def nothing() -> None:
+            return None
+
+        beats = [Heartbeat(n, 1, peers=peers, view=lambda: view, hosts=lambda: 1, sync=nothing) for n in names[:2]]
+        rings = []
+        keeping = asyncio.create_task(keeper.keep())
+        for _ in range(20):
+            for beat in beats:
+                await beat.beat()
+            ring = sorted(decode_plain(await keeper.members())["servers"])
+            rings += [ring] if ring not in rings else []
+            await asyncio.sleep(1.0)
+        assert rings == [names, names[:2]]
+        assert all(server.epoch > 7 for server in servers.values())  # and everybody was told
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await keeper.stop()
 
     play(scenario())
