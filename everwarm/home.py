@@ -123,6 +123,11 @@ class Home:
         return self.directory / "up.log"
 
     @property
+    def crashes(self) -> Path:
+        """Reports of hosts that crashed."""
+        return self.directory / "crashes"
+
+    @property
     def builds(self) -> Path:
         """Built components, by content."""
         return self.directory / "builds"
