@@ -166,6 +166,11 @@ class Bindings:
         for name in self.secrets:
             yield "secrets", name
 
+    @property
+    def has_variables(self) -> bool:
+        """Whether a guest may find anything in its environment."""
+        return bool(self.vars or self.secrets)
+
     def workers(self) -> tuple[str, ...]:
         """Every worker that is named here, each once: those of services, the outbound one, those of the tail."""
         named = [binding.worker for binding in self.services]

@@ -224,6 +224,17 @@ class Catalog:
             )
         return version
 
+    def record_again(self, version: Version, author: str, at_ms: int) -> Version:
+        """A version like `version`, of the same upload, with an id of its own. `version` is in this catalog."""
+        row = self._database.execute(
+            "SELECT change.detail FROM change JOIN version USING (seq) WHERE version_id = ?", (version.version_id,)
+        ).fetchone()
+        size = json.loads(row[0])["component_bytes"]
+        return self.record_upload(
+            version.worker, version.component_digest, size, version.limits, version.plan, author, at_ms, version.reuse,
+            version.cordon, version.bindings,
+        )  # fmt: skip
+
     def deploy(self, deployment: Deployment, author: str, at_ms: int) -> int:
         """Makes `deployment` the worker's, and returns its sequence number. A rollback is a deploy of older versions.
 

@@ -39,6 +39,7 @@ class Frame(IntEnum):
     PRELOAD = 16
     STAGE = 17
     LATE_SPANS = 18
+    VARIABLES = 19
     OUTGOING = 20
     FAILED = 21
     CHALLENGE = 30

@@ -10,6 +10,7 @@ while the other switches, so that code is in place wherever a request can be sen
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from actors.catalog import Catalog
 from actors.deployer import Deployer
@@ -19,6 +20,8 @@ from actors.fleet import Fleet
 from actors.membership import MembershipLimits
 from actors.peer import Calls, Peers
 from actors.ring_keeper import RingKeeper, Watch
+from actors.secret_keeper import SecretKeeper
+from actors.secret_store import SecretStore
 from actors.view import decode_plain, deployed_to_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 
@@ -43,6 +46,7 @@ class ControlPlane:
         ``preload``: a deploy has an isolate started at the worker's home before it switches."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._catalog = Catalog.open(directory / "catalog.sqlite")
+        self._secrets = SecretStore(directory / "secrets.sqlite")
         deployer = Deployer(directory)
         fleet = Fleet(peers)
         distribution = Distribution(self._catalog, deployer, fleet)
@@ -61,6 +65,7 @@ class ControlPlane:
             deployer,
             distribution,
             fleet,
+            secrets_of=self._secrets.of,
             serving=lambda: self._ring.serving,
             home_of=self._ring.home_of,
             changing=changing,
@@ -74,8 +79,9 @@ class ControlPlane:
         self.calls: Calls = {
             **self._ring.calls,
             **self._deploys.calls,
+            **SecretKeeper(self._secrets, self._catalog, self._deploys, now_ms).calls,
             "snapshot": self.snapshot,
-            "list": self.snapshot,
+            "list": self.listed,
             "history": self.history,
             "describe": self.describe,
         }
@@ -84,25 +90,41 @@ class ControlPlane:
         """Notice who is silent, for as long as this runs."""
         await self._ring.keep()
 
-    async def snapshot(self, payload: bytes) -> bytes:
+    async def listed(self, payload: bytes) -> bytes:
         """A page of what is deployed, by name, after ``after``."""
-        page = self._catalog.current(str(decode_plain(payload)["after"]), _PAGE)
-        return encode_plain(
-            {
-                "seq": self._catalog.seq(),
-                "workers": [deployed_to_plain(deployed) for deployed in page],
-                "more": len(page) == _PAGE,
-            }
-        )
+        return encode_plain(self._page(str(decode_plain(payload)["after"])))
+
+    async def snapshot(self, payload: bytes) -> bytes:
+        """The same for a Server, which starts isolates: with ``secrets``, the values by worker."""
+        page = self._page(str(decode_plain(payload)["after"]))
+        names = [plain["deployment"]["worker"] for plain in page["workers"]]
+        return encode_plain({**page, "secrets": {name: found for name in names if (found := self._secrets.of(name))}})
+
+    def _page(self, after: str) -> dict[str, Any]:
+        page = self._catalog.current(after, _PAGE)
+        return {
+            "seq": self._catalog.seq(),
+            "workers": [deployed_to_plain(deployed) for deployed in page],
+            "more": len(page) == _PAGE,
+        }
 
     async def describe(self, payload: bytes) -> bytes:
         """What is deployed of one worker: ``{"deployed": …, "missing": [worker, …]}``, the workers that its versions
-        are bound to and that are not there. ``{"deployed": None}`` when it is not deployed."""
+        are bound to and that are not there, and ``unset_secrets``, which they name and which have no value.
+        ``{"deployed": None}`` when it is not deployed."""
         deployed = self._catalog.find(str(decode_plain(payload)["name"]))
         if deployed is None:
             return encode_plain({"deployed": None})
         bound = dict.fromkeys(worker for version in deployed.versions for worker in version.bindings.workers())
-        return encode_plain({"deployed": deployed_to_plain(deployed), "missing": self._catalog.missing(bound)})
+        named = {secret for version in deployed.versions for secret in version.bindings.secrets}
+        unset = sorted(named.difference(self._secrets.of(deployed.deployment.worker)))
+        return encode_plain(
+            {
+                "deployed": deployed_to_plain(deployed),
+                "missing": self._catalog.missing(bound),
+                "unset_secrets": unset,
+            }
+        )
 
     async def history(self, payload: bytes) -> bytes:
         """The latest uploads and deploys of one worker, newest first."""
@@ -129,3 +151,4 @@ class ControlPlane:
     def close(self) -> None:
         """Close the catalog."""
         self._catalog.close()
+        self._secrets.close()

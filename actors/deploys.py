@@ -53,7 +53,8 @@ class Job:
 
 
 class Deploys:
-    """What is deployed, and how that changes. ``hosts``: of each cordon, the host processes that a server has."""
+    """What is deployed, and how that changes. ``hosts``: of each cordon, the host processes that a server has.
+    ``secrets_of``: the values of a worker's secrets."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Deploys:
         distribution: Distribution,
         fleet: Fleet,
         *,
+        secrets_of: Callable[[str], dict[str, str]],
         serving: Callable[[], list[str]],
         home_of: Callable[[str], str | None],
         changing: asyncio.Lock,
@@ -73,6 +75,7 @@ class Deploys:
         self._deployer = deployer
         self._distribution = distribution
         self._fleet = fleet
+        self._secrets_of = secrets_of
         self._serving = serving
         self._home_of = home_of
         self._changing = changing
@@ -163,11 +166,16 @@ class Deploys:
                 bindings,
             )  # fmt: skip
             await self._publish_change(self._catalog.seq(), name)
+        begins_with = self._secrets_of(name)
         if self._preload:
             job.enter("warming")
-            await self._start_at_home(version)
+            await self._start_at_home(version, begins_with)
         job.enter("switching")
         async with self._changing:
+            if self._secrets_of(name) != begins_with:
+                # Set meanwhile, and the isolate that was started has the old ones: it is of a version of its own.
+                version = self._catalog.record_again(version, author, self._now_ms())
+                await self._publish_change(self._catalog.seq(), name)
             late += await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
             seq = self._catalog.deploy(Deployment.whole(name, version.version_id, routes), author, self._now_ms())
             await self._publish_change(seq, name)
@@ -184,16 +192,46 @@ class Deploys:
             "plan": plan.value,
             # It is allowed: whoever is bound to each other has to be deployed one after the other.
             "missing": self._catalog.missing(bindings.workers()),
+            "unset_secrets": sorted(set(bindings.secrets) - set(self._secrets_of(name))),
         }
 
-    async def _start_at_home(self, version: Version) -> None:
+    async def renew(self, worker: str, author: str) -> list[str]:
+        """Deploy what is deployed of a worker once more, as new versions of the same code, so that all its isolates
+        begin anew. The new versions' ids; none when it is not deployed any more."""
+        while True:
+            async with self._changing:
+                deployed = self._catalog.find(worker)
+                if deployed is None:
+                    return []
+                versions = []
+                for version in deployed.versions:
+                    versions.append(self._catalog.record_again(version, author, self._now_ms()))
+                    await self._publish_change(self._catalog.seq(), worker)
+                begins_with = self._secrets_of(worker)
+            if self._preload:
+                for version in versions:
+                    await self._start_at_home(version, begins_with)
+            async with self._changing:
+                now = self._catalog.find(worker)
+                if now is None or now.seq != deployed.seq or self._secrets_of(worker) != begins_with:
+                    continue  # something else was deployed or set meanwhile: it is that which begins anew
+                shares = zip(versions, deployed.deployment.shares, strict=True)
+                again = replace(
+                    deployed.deployment,
+                    shares=tuple(replace(share, version_id=version.version_id) for version, share in shares),
+                )
+                await self._publish_change(self._catalog.deploy(again, author, self._now_ms()), worker)
+            return [version.version_id for version in versions]
+
+    async def _start_at_home(self, version: Version, secrets: dict[str, str]) -> None:
         """Have an isolate of a version where its requests will go: none of them needs to see it start."""
         home = self._home_of(worker_key(version.cordon, version.worker))
         if home is None:
             return
         try:
             async with asyncio.timeout(_PRELOAD_S_MAX):
-                await self._fleet.call(home, "preload", encode_plain(version.to_plain()))
+                order = {"version": version.to_plain(), "secrets": secrets}
+                await self._fleet.call(home, "preload", encode_plain(order))
         except (PeerLost, PeerFailed, TimeoutError) as away:
             _log.info("%s was not started at %s: %s", version.version_id, home, away or "it took too long")
 
@@ -210,5 +248,10 @@ class Deploys:
 
     async def _publish_change(self, seq: int, worker: str) -> None:
         deployed = self._catalog.find(worker)
-        plain = {"seq": seq, "worker": worker, "deployed": None if deployed is None else deployed_to_plain(deployed)}
+        plain = {
+            "seq": seq,
+            "worker": worker,
+            "deployed": None if deployed is None else deployed_to_plain(deployed),
+            "secrets": {} if deployed is None else self._secrets_of(worker),
+        }
         await self._fleet.tell(self._serving(), "apply_change", encode_plain(plain))

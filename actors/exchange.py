@@ -119,6 +119,8 @@ class Request(Struct, frozen=True):
     edge: str = ""
     #: Of a request that tail workers hear of.
     report_traces: ReportTraces | None = None
+    #: Whether its version has variables or secrets: who starts an isolate asks its Server for them (``variables``).
+    has_variables: bool = False
 
     def under(self, lease: "Lease") -> "Request":
         """The request for the version that ``lease`` is for."""
@@ -130,6 +132,7 @@ class Request(Struct, frozen=True):
             limits=lease.limits,
             reuse=lease.reuse,
             at_home=lease.at_home,
+            has_variables=lease.has_variables,
         )
 
 
@@ -164,6 +167,7 @@ class Lease(Struct, frozen=True):
     #: How many notices the Server had given when it gave the lease: whoever has heard more by then may have missed the
     #: one that takes it back.
     issued: int = 0
+    has_variables: bool = False
 
 
 class Load(Struct, frozen=True):

@@ -209,4 +209,5 @@ def first_request(version: Version) -> Request:
         reuse=version.reuse,
         cold_cause=ColdCause.MEMBERSHIP.value,
         at_home=True,
+        has_variables=version.bindings.has_variables,
     )

@@ -21,8 +21,8 @@ A connection to the machine's way out (``egress.py``) carries one outgoing reque
 
 There bodies are not pulled: both flow at once, and the socket's own buffers are the backpressure.
 
-PREWARM, PRELOAD, NOTICE, HEAT and SPANS are single frames without a reply. A connection that sent SUBSCRIBE gets
-NOTICE frames for as long as it stays open.
+PREWARM, PRELOAD, NOTICE, HEAT and SPANS are single frames without a reply, VARIABLES is one with a reply of its kind
+(``variables``). A connection that sent SUBSCRIBE gets NOTICE frames for as long as it stays open.
 
 This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
 ``host_conversation.py``. Frames and their bounds are shared.
@@ -337,11 +337,16 @@ class LinkServer:
     CONNECTIONS_MAX = 4_096
 
     def __init__(
-        self, on_request: RequestHandler, on_notice: NoticeHandler, on_subscribe: SubscribeHandler | None = None
+        self,
+        on_request: RequestHandler,
+        on_notice: NoticeHandler,
+        on_subscribe: SubscribeHandler | None = None,
+        on_variables: Callable[[bytes], Awaitable[bytes]] | None = None,
     ) -> None:
         self._on_request = on_request
         self._on_notice = on_notice
         self._on_subscribe = on_subscribe
+        self._on_variables = on_variables
         self._tasks: dict[Connection, asyncio.Task[None]] = {}
         self._server: asyncio.AbstractServer | None = None
 
@@ -368,6 +373,8 @@ class LinkServer:
                     await self._on_request(request, PulledBody(connection, request), Reply(connection))
                 elif kind is Frame.SUBSCRIBE and self._on_subscribe is not None:
                     self._on_subscribe(connection)
+                elif kind is Frame.VARIABLES and self._on_variables is not None:
+                    connection.send(Frame.VARIABLES, await self._on_variables(payload))
                 else:
                     self._on_notice(kind, payload)
         except (LinkBroken, Undecodable):

@@ -7,11 +7,13 @@ host, outside its lock, and for each number from one thread at a time.
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.mapped_code import Loan, MappedCode, MappedCodeLimits
 from actors.starts_ahead import Recipe
+from actors.variables import Variables, VariablesAway
 from isolates.artifact import ArtifactStore, Mapped
 from isolates.engine import sandbox
 from isolates.isolate import Isolate, StartFailed
@@ -38,7 +40,11 @@ class Began:
 class Living:
     """The isolates of one host, by number."""
 
-    def __init__(self, code_directory: Path, limits: MappedCodeLimits) -> None:
+    def __init__(
+        self, code_directory: Path, limits: MappedCodeLimits, variables: Callable[[str, str], Variables] | None = None
+    ) -> None:
+        """``variables``: those of a worker's version. ``VariablesAway`` when nobody can tell."""
+        self._variables = variables or _nobody_knows
         self._box = sandbox()
         self._artifacts = ArtifactStore(code_directory)
         self._code: MappedCode[Mapped] = MappedCode(self._map, self._artifacts.forget, self._own_bytes, limits)
@@ -55,9 +61,13 @@ class Living:
             return _failed(recipe, fault)
         instantiating_ns = time.time_ns()
         try:
+            variables = self._variables(recipe.worker, recipe.version) if recipe.has_variables else ()
             started: Isolate | StartFailed = Isolate.start(
-                self._box, loan.code, recipe.isolate_limits, secrets.token_bytes
+                self._box, loan.code, recipe.isolate_limits, secrets.token_bytes, variables
             )
+        except VariablesAway as away:
+            _log.error("%s was not started without its variables: %s", recipe.version, away)
+            started = StartFailed(Outcome.INTERNAL_ERROR, "its variables could not be had.")
         except Exception as fault:
             started = _failed(recipe, fault)
         if isinstance(started, StartFailed):
@@ -91,6 +101,10 @@ class Living:
     def _own_bytes(self, digest: str) -> int:
         compiled = self._artifacts.compiled(digest)
         return 0 if compiled is None else compiled.own_bytes
+
+
+def _nobody_knows(worker: str, version: str) -> Variables:
+    raise VariablesAway("this host has no Server to ask")
 
 
 def _failed(recipe: Recipe, fault: Exception) -> StartFailed:

@@ -117,7 +117,7 @@ class Server:
             heat=lambda worker: self._warmth.heat.rate_per_s(worker, _now_s()),
             prewarm=self._hand_over,
         )
-        self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe)
+        self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe, self._keeper.variables)
         self._subscribers = Subscribers()
         self._requests = 0
         self._routes: dict[str, int] = {}
@@ -342,7 +342,7 @@ class Server:
             return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
-            request.reuse, request.at_home, self._subscribers.told,
+            request.reuse, request.at_home, self._subscribers.told, request.has_variables,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- what others call: requests
@@ -366,7 +366,9 @@ class Server:
 
         Over when it is there, or after 3 s: ``{"warm": bool}``.
         """
-        version = Version.from_plain(decode_plain(payload))
+        plain = decode_plain(payload)
+        version = Version.from_plain(plain["version"])
+        self._keeper.expect(version, plain["secrets"])
         warm = self._warmth.is_warm(version.version_id)
         if not warm and self._hosts.alive:
             request = replace(first_request(version), cold_cause=ColdCause.DEPLOY.value)
@@ -530,6 +532,7 @@ def _with_version(request: Request, version: Version) -> Request:
         plan=version.plan.value,
         limits=_lowered(version.limits, request.limits) if request.context else plain_limits(version.limits),
         reuse=version.reuse,
+        has_variables=version.bindings.has_variables,
     )
 
 

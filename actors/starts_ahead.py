@@ -25,6 +25,8 @@ class Recipe:
     version: str
     component_digest: str
     limits: Mapping[str, int | None]
+    worker: str = ""
+    has_variables: bool = False
 
     @property
     def isolate_limits(self) -> IsolateLimits:
@@ -47,7 +49,7 @@ class Recipe:
     @classmethod
     def of(cls, request: Request) -> "Recipe":
         """The recipe of the version that a request is for."""
-        return cls(request.version, request.component_digest, request.limits)
+        return cls(request.version, request.component_digest, request.limits, request.worker, request.has_variables)
 
 
 class StartsAhead:

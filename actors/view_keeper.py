@@ -5,22 +5,28 @@ What follows from a change (leases, isolates, introductions) is its Server's, wh
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from itertools import islice
 from typing import Protocol
 
 from actors.catalog import Deployed
-from actors.peer import Calls, Peer, Peers
+from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
+from actors.variables import ASKED, TOLD, VariablesTold, variables_of
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
 from actors.worker import Version
+
+_log = logging.getLogger("everwarm.server")
 
 #: Workers whose homes are counted at once: a few µs each.
 _HOMES_COUNTED_MAX = 2_048
 
 
-#: Versions remembered that were replaced: a request of one runs for 30 s, mostly.
+#: Versions remembered that were replaced, or are about to come: a request of one runs for 30 s, mostly.
 _REPLACED_MAX = 1_024
+#: Versions whose secrets are known before they are deployed: as many as there are deploys at once.
+_TO_COME_MAX = 64
 
 
 class Listener(Protocol):
@@ -49,6 +55,10 @@ class ViewKeeper:
         self._counted = ("", 0, 0)
         self._homes = 0
         self._replaced: OrderedDict[str, Version] = OrderedDict()
+        #: By worker that is deployed: the values of its secrets, for whoever starts an isolate. Never shown.
+        self._secrets: dict[str, dict[str, str]] = {}
+        #: The same by version, of versions that are about to be deployed.
+        self._secrets_to_come: OrderedDict[str, dict[str, str]] = OrderedDict()
         self.calls: Calls = {"apply_ring": self.apply_ring, "apply_change": self.apply_change}
 
     def homes_of(self, server: str) -> int:
@@ -70,6 +80,34 @@ class ViewKeeper:
                 return version
         return self._replaced.get(version_id)
 
+    def expect(self, version: Version, secrets: dict[str, str]) -> None:
+        """A version is about to be deployed, and an isolate of it is to start before that."""
+        self._secrets_to_come[version.version_id] = secrets
+        while len(self._secrets_to_come) > _TO_COME_MAX:
+            self._secrets_to_come.popitem(last=False)
+        self._remember_version(version)
+
+    async def variables(self, payload: bytes) -> bytes:
+        """What an isolate of a version begins with: for a host of this machine."""
+        asked = ASKED.decode(payload)
+        version = self.version_of(asked.worker, asked.version)
+        if version is None:
+            try:
+                await self.sync()  # another machine sent a request for what was not heard of here
+            except (PeerLost, PeerFailed) as away:
+                _log.info("the variables of %s are not known: %s", asked.version, away)
+            version = self.version_of(asked.worker, asked.version)
+        if version is None:
+            return TOLD.encode(VariablesTold(known=False))
+        secrets = self._secrets.get(asked.worker, {})
+        if not self._is_deployed(version):
+            secrets = self._secrets_to_come.get(version.version_id, secrets)
+        return TOLD.encode(VariablesTold(True, variables_of(version.bindings, secrets)))
+
+    def _is_deployed(self, version: Version) -> bool:
+        deployed = self.view.workers.get(version.worker)
+        return deployed is not None and version.version_id in deployed.deployment.version_ids
+
     async def apply_ring(self, payload: bytes) -> bytes:
         """A new epoch of the ring."""
         plain = decode_plain(payload)
@@ -84,6 +122,10 @@ class ViewKeeper:
         plain = decode_plain(payload)
         deployed = None if plain["deployed"] is None else deployed_from_plain(plain["deployed"])
         old = self.view.workers.get(plain["worker"])
+        # Before the view has the version that names them.
+        self._secrets.pop(plain["worker"], None)
+        if plain.get("secrets"):
+            self._secrets[plain["worker"]] = plain["secrets"]
         if self.view.apply(plain["seq"], plain["worker"], deployed):
             self._remember(old)
             self._listener.on_deployed(plain["worker"], old, deployed)
@@ -94,8 +136,11 @@ class ViewKeeper:
     def _remember(self, old: Deployed | None) -> None:
         """Versions that may be replaced now: one that is not, is found where it is deployed."""
         for version in old.versions if old is not None else ():
-            self._replaced[version.version_id] = version
-            self._replaced.move_to_end(version.version_id)
+            self._remember_version(version)
+
+    def _remember_version(self, version: Version) -> None:
+        self._replaced[version.version_id] = version
+        self._replaced.move_to_end(version.version_id)
         while len(self._replaced) > _REPLACED_MAX:
             self._replaced.popitem(last=False)
 
@@ -121,6 +166,7 @@ class ViewKeeper:
         view = self.view
         seq_before = view.seq
         seq, workers, after = 0, dict[str, Deployed](), ""
+        secrets: dict[str, dict[str, str]] = {}
         while True:
             page = decode_plain(await control.call("snapshot", encode_plain({"after": after})))
             # The number of the first page: a deploy during paging is told again, which does no harm.
@@ -128,9 +174,10 @@ class ViewKeeper:
             for plain in page["workers"]:
                 deployed = deployed_from_plain(plain)
                 workers[deployed.deployment.worker] = deployed
+            secrets |= page.get("secrets", {})
             if not page["more"]:
                 break
             after = max(workers)
         unchanged = view.seq == seq_before
-        view.seq, view.workers = seq, workers
+        view.seq, view.workers, self._secrets = seq, workers, secrets
         return unchanged

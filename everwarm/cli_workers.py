@@ -130,6 +130,7 @@ def deploy(
                     "servers": done.servers,
                     "late": done.late,
                     "missing": done.missing,
+                    "unset_secrets": done.unset_secrets,
                     "phases": done.phases,
                 }
             )
@@ -144,6 +145,8 @@ def deploy(
         click.echo(f"not reached yet: {', '.join(done.late)}")
     if done.missing:
         click.echo(f"bound to workers that are not deployed yet: {', '.join(done.missing)}")
+    for secret in done.unset_secrets:
+        click.echo(f"without a value yet: everwarm secret put {secret} --worker {done.worker}")
     if routes:
         click.echo(f"routes are kept with the deployment and not served yet: {', '.join(routes)}")
     if namespace:
@@ -223,6 +226,8 @@ def describe(name: str, as_json: bool) -> None:
             click.echo(f"  {label:<10}{text}")
     for route in deployment["routes"]:
         click.echo(f"  {'route':<10}{route} (not served yet)")
+    for name in found["unset_secrets"]:
+        click.echo(f"  {'unset':<10}{name}: everwarm secret put {name} --worker {deployment['worker']}")
     if found["missing"]:
         click.echo(f"  {'missing':<10}{', '.join(found['missing'])}: not deployed")
 

@@ -92,6 +92,7 @@ class Deployment:
     late: list[str]
     plan: str
     missing: list[str] = field(default_factory=list)  # workers that it is bound to, and that are not deployed
+    unset_secrets: list[str] = field(default_factory=list)  # that it names, and that have no value
     phases: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -209,10 +210,30 @@ class AsyncClient:
                 return found
 
     async def describe(self, name: str) -> dict[str, Any] | None:
-        """What is deployed of one worker: ``deployed`` as in ``workers``, and ``missing``, the workers that it is
-        bound to and that are not deployed. None when it is not deployed itself."""
+        """What is deployed of one worker: ``deployed`` as in ``workers``, ``missing``, the workers that it is bound to
+        and that are not deployed, and ``unset_secrets``. None when it is not deployed itself."""
         found: dict[str, Any] = decode_plain(await self._control("describe", encode_plain({"name": name})))
         return None if found["deployed"] is None else found
+
+    async def put_secret(self, worker: str, name: str, value: str) -> list[str]:
+        """Set a secret of ``worker``: text of at most 5 KiB. What is deployed of it and names the secret is deployed
+        once more, as new versions of the same code, whose ids this returns. ``EverwarmError`` says what is wrong."""
+        order = {"worker": worker, "name": name, "value": value, "author": _author()}
+        done = decode_plain(await self._control("put_secret", encode_plain(order)))
+        if "error" in done:
+            raise EverwarmError(done["error"])
+        return list(done["versions"])
+
+    async def delete_secret(self, worker: str, name: str) -> bool:
+        """Forget a secret, and begin anew without it. False when there was none."""
+        order = {"worker": worker, "name": name, "author": _author()}
+        return bool(decode_plain(await self._control("delete_secret", encode_plain(order)))["deleted"])
+
+    async def secrets(self, worker: str) -> dict[str, Any]:
+        """``secrets``: the names that have a value, each with ``at_ms`` and ``author``. ``unset``: those that what is
+        deployed names, and that have none."""
+        found: dict[str, Any] = decode_plain(await self._control("list_secrets", encode_plain({"worker": worker})))
+        return found
 
     async def history(self, name: str) -> list[dict[str, Any]]:
         """The latest uploads and deploys of a worker, newest first."""
@@ -430,6 +451,18 @@ class Client:
     def describe(self, name: str) -> dict[str, Any] | None:
         """See ``AsyncClient.describe``."""
         return self._wait(self._inner.describe(name))
+
+    def put_secret(self, worker: str, name: str, value: str) -> list[str]:
+        """See ``AsyncClient.put_secret``."""
+        return self._wait(self._inner.put_secret(worker, name, value))
+
+    def delete_secret(self, worker: str, name: str) -> bool:
+        """See ``AsyncClient.delete_secret``."""
+        return self._wait(self._inner.delete_secret(worker, name))
+
+    def secrets(self, worker: str) -> dict[str, Any]:
+        """See ``AsyncClient.secrets``."""
+        return self._wait(self._inner.secrets(worker))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """See ``AsyncClient.history``."""

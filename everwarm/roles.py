@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from actors.admission import AdmissionLimits
@@ -25,6 +26,7 @@ from actors.residency import ResidencyLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
+from actors.variables import ask_variables
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 from everwarm.home import Home
@@ -172,6 +174,7 @@ async def _start_host(world: World) -> Started:
         server=world.server,
         tell_server=ServerLine(world.socket("server")).tell,
         egress_socket=world.socket("egress"),
+        variables=partial(ask_variables, world.socket("server")),
         residency_limits=ResidencyLimits(
             isolates_max=world.config.isolates_max, memory_bytes_max=world.config.memory_bytes_max
         ),

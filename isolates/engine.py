@@ -94,11 +94,14 @@ class Sandbox:
         self.linkers = Linkers(self.engine.ptr(), self.world)
 
     def knows(self, interface: str) -> set[str] | None:
-        """The names we define in ``interface`` (``wasi:io/poll@0.2.4``: any 0.2.x), or None if it is unknown."""
+        """The names we define in ``interface`` (``wasi:io/poll@0.2.4``: any 0.2.x), or None if it is unknown.
+
+        A package that has only drafts (``wasi:config``) is known by their full names.
+        """
         base, _, wanted = interface.partition("@")
         if not (wanted == "0.2" or wanted.startswith("0.2.")):
             return None
-        found = self.world.interfaces.get(f"{base}@0.2.12")
+        found = self.world.interfaces.get(interface) or self.world.interfaces.get(f"{base}@0.2.12")
         return None if found is None else {*found.callbacks, *found.resources}
 
 

@@ -102,7 +102,7 @@ class Interface:
     """One WASI interface: its name with a version, its resources, and its functions as callbacks for the linker.
 
     The version is any of the 0.2 line: the linker matches versions by semantic compatibility, so one definition serves
-    imports of 0.2.0 to 0.2.12.
+    imports of 0.2.0 to 0.2.12. Drafts (0.2.0-rc.1) are only ever themselves.
     """
 
     name: str

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,7 @@ from actors.routing import RoutingLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
+from actors.variables import ask_variables
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits, Plan
 from actors.worker_names import user_worker
@@ -234,6 +236,7 @@ class Machine:
             server=name,
             tell_server=ServerLine(self.server_socket).tell,
             egress_socket=self.egress_socket,
+            variables=partial(ask_variables, self.server_socket),
             residency_limits=residency_limits or ResidencyLimits(),
             limits=HostLimits(),
         )

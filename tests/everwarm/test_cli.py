@@ -85,7 +85,7 @@ def test_a_manifest_is_checked_without_building(tmp_path: Path) -> None:
 def test_what_is_deployed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     version = Version("shop", "a" * 16, "5e" * 32, Limits.for_plan(Plan.PAID), Plan.PAID, 0, "ada", bindings=SHOP)
     deployed = Deployed(1, Deployment.whole("shop", "a" * 16, ("shop.example.com",)), (version,))
-    found = {"deployed": deployed_to_plain(deployed), "missing": ["logs"]}
+    found = {"deployed": deployed_to_plain(deployed), "missing": ["logs"], "unset_secrets": ["STRIPE_KEY"]}
 
     class Known:
         def __enter__(self) -> "Known":
@@ -110,6 +110,7 @@ def test_what_is_deployed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
         ["vars", "COLOR"],
         ["secrets", "STRIPE_KEY"],
         ["route", "shop.example.com (not served yet)"],
+        ["unset", "STRIPE_KEY: everwarm secret put STRIPE_KEY --worker shop"],
         ["missing", "logs: not deployed"],
     ]
     assert json.loads(CliRunner().invoke(main, ["describe", "shop", "--json"]).stdout) == found

@@ -135,7 +135,7 @@ class Publications:
         home = homes.home_of(worker_key(CORDON_DEFAULT, worker))
         if home is not None:
             try:
-                await self._call(home, "preload", encode_plain(new.to_plain()))
+                await self._call(home, "preload", encode_plain({"version": new.to_plain(), "secrets": {}}))
             except (PeerLost, PeerFailed) as away:
                 self._journal.tell(f"{home} did not preload {new.version_id}: {away}")
         self.publish("apply_change", self.deploy(worker, *others, new))
