@@ -73,10 +73,15 @@ class BuiltWorker:
     def of(cls, folder: Path) -> "BuiltWorker":
         """Builds the worker in `folder` and starts an isolate of it. Raises BuildError."""
         built = build(folder, cache_dir=TOOLCHAINS / "cache", toolchain_dir=TOOLCHAINS, progress=lambda line: None)
-        return cls.of_component(built.component)
+        return cls.of_component(built.component, variables=built.manifest.vars)
 
     @classmethod
-    def of_component(cls, component: Path, artifacts: Path = TOOLCHAINS / "artifacts") -> "BuiltWorker":
+    def of_component(
+        cls,
+        component: Path,
+        artifacts: Path = TOOLCHAINS / "artifacts",
+        variables: tuple[tuple[str, str], ...] = (),
+    ) -> "BuiltWorker":
         store = ArtifactStore(artifacts)
         compiled = compile_and_start(component.read_bytes(), store, IsolateLimits(startup_cpu_ms=10_000))
         assert isinstance(compiled, Compiled), compiled
@@ -86,6 +91,7 @@ class BuiltWorker:
             store.map(box, compiled.component_digest),
             IsolateLimits(startup_cpu_ms=5_000, cpu_ms=5_000),
             secrets.token_bytes,
+            variables,
         )
         assert isinstance(isolate, Isolate), isolate
         return cls(isolate)

@@ -5,7 +5,6 @@ componentize-js runs that module's top level inside the engine, and keeps the me
 The bundle is what the cache key is made of: it is the source as the engine sees it, wherever the parts came from.
 """
 
-import json
 from pathlib import Path
 
 from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, wit_inputs
@@ -30,7 +29,6 @@ def inputs(project: Project) -> list[Input]:
             *(str(esbuild), "--bundle", "--format=esm", "--target=es2022", "--charset=utf8"),
             # Names, not paths: neither this machine's folders nor the wrapper's place end up in the bundle.
             *("--sourcefile=everwarm", "--external:wasi:*", f"--alias:everwarm:worker=./{project.manifest.entry}"),
-            f"--define:EVERWARM_VARS={json.dumps(dict(project.manifest.vars))}",
             *("--conditions=workerd,worker,import", "--log-level=warning", "--color=false"),
         ],
         failure=f"{name}: the JavaScript source cannot be bundled",

@@ -32,8 +32,6 @@ _ENTRY_SUFFIXES: Final[Mapping[Language, tuple[str, ...]]] = {
     Language.PYTHON: (".py",),
     Language.COMPONENT: (".wasm",),
 }
-#: Only what is built around an engine has its variables: the build puts them into the component.
-_WITHOUT_VARS: Final = (Language.ZIG, Language.C, Language.COMPONENT)
 _WITHOUT_MODULES: Final = (Language.JAVASCRIPT, Language.PYTHON, Language.COMPONENT)
 
 #: By key of `[limits]`: the field of `actors.worker.Limits`, and the key's unit in the field's.
@@ -62,7 +60,6 @@ _INSIDE: Final = Text(
     1024,
 )
 
-_NO_VARS: Final = TextMap(_VARIABLE, _VALUE, 0, must="reach JavaScript and Python workers only")
 _NO_MODULES: Final = TextList(_PATH, 0, must="are for Zig and C workers only")
 
 
@@ -128,7 +125,7 @@ MANIFEST: Final = Table(
         ),
         "vars": Key(
             TextMap(_VARIABLE, _VALUE, LIMITS.vars_max),
-            "variables: strings that are no secret",
+            "what its environment has: strings that are no secret",
         ),
         "bindings": Key(
             Table(
@@ -191,7 +188,6 @@ MANIFEST: Final = Table(
     },
     rules=(
         *(When("language", (language.value,), ("entry",), _suffixes(language)) for language in Language),
-        When("language", _WITHOUT_VARS, ("vars",), _NO_VARS),
         When("language", _WITHOUT_MODULES, ("modules",), _NO_MODULES),
         *(
             When("plan", (plan.value,), ("limits", key), _limit(key, plan), or_absent=plan is Plan.FREE)

@@ -2,7 +2,8 @@
 
 The module is imported once, at build, inside the component's own CPython, and the memory that leaves behind is the
 component. So what a worker imports and computes at its top level costs nothing at a cold start, and what it opens
-there (files, sockets, the environment) does not exist when it runs. Pure-Python dependencies lie in its folder.
+there (files, sockets) does not exist when it runs. Pure-Python dependencies lie in its folder. The environment has the
+manifest's variables there; what a version is deployed with, and its secrets, are there from the first request on.
 
 What the module defines decides how it is asked. A class `IncomingHandler` is the export of wasi:http itself, on the
 bindings that componentize-py makes. Otherwise a callable `app` or `application` is a WSGI application (PEP 3333), and
@@ -49,9 +50,10 @@ IncomingHandler = worker_wasi.export_of(handler, rehearsed, VARS)
 
 
 def inputs(project: Project) -> list[Input]:
-    """Every file of the folder: a module may read its data files when it is imported."""
+    """Every file of the folder: a module may read its data files when it is imported, and its variables."""
     entry_file(project)
-    return [*source_inputs(project), *((f"glue {name}", data) for name, data in _glue()), *wit_inputs()]
+    variables = ("everwarm.toml vars", repr(project.manifest.vars).encode())
+    return [*source_inputs(project), variables, *((f"glue {name}", data) for name, data in _glue()), *wit_inputs()]
 
 
 def compile_component(project: Project) -> bytes:

@@ -8,7 +8,7 @@ import codecs
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import worker_heap  # type: ignore[import-not-found]
 from componentize_py_types import Err, Ok  # type: ignore[import-not-found]
 from wit_world import exports  # type: ignore[import-not-found]
+from wit_world.imports.environment import get_environment  # type: ignore[import-not-found]
 from wit_world.imports.streams import InputStream, OutputStream, StreamError_Closed  # type: ignore[import-not-found]
 from wit_world.imports.types import (  # type: ignore[import-not-found]
     ErrorCode_InternalError,
@@ -56,11 +57,12 @@ def handler_for(serve: Callable[["Exchange"], None]) -> type:
     return Handler
 
 
-def export_of(handler: Any, rehearsed: Any, variables: Mapping[str, str]) -> type:
+def export_of(handler: Any, rehearsed: Any, variables: dict[str, str]) -> type:
     """The class that componentize-py looks for: `handler`, awake.
 
     Until its first request an instance may be rehearsed: the platform lets `rehearsed` answer a few requests, and keeps
-    the memory that this leaves for all instances. The worker's own code has no part in it.
+    the memory that this leaves for all instances. The worker's own code has no part in it, and neither have its
+    variables: ``variables`` is filled when it awakes.
     """
     rehearser = rehearsed()
 
@@ -70,6 +72,7 @@ def export_of(handler: Any, rehearsed: Any, variables: Mapping[str, str]) -> typ
         def handle(self, request: IncomingRequest, response_out: ResponseOutparam) -> Any:
             if not IncomingHandler._is_awake:
                 if request.authority() == _REHEARSAL:
+                    get_environment()  # it has nothing yet, but the way there is known then
                     if request.path_with_query() == worker_heap.PATH:
                         _show_heap(request, response_out)
                     else:
@@ -93,9 +96,10 @@ def _show_heap(request: IncomingRequest, response_out: ResponseOutparam) -> None
         exchange.finish()
 
 
-def _wake_up(variables: Mapping[str, str]) -> None:
+def _wake_up(variables: dict[str, str]) -> None:
     """What every instance does once, because all begin as the same snapshot."""
-    # The environment of the snapshot was replaced by the host's, which is empty.
+    # The environment of the snapshot was replaced by the host's as it was in a rehearsal, which is empty.
+    variables.update(get_environment())
     os.environ.update(variables)
     # Else all of them would go on with the same random numbers. Its own way to a seed takes 20 calls to the host.
     random = sys.modules.get("random")

@@ -17,6 +17,7 @@
 // the head was sent, the body is dropped unfinished, so that the host cuts the connection and a half answer never looks
 // whole.
 import worker from 'everwarm:worker';
+import { getEnvironment } from 'wasi:cli/environment@0.2.10';
 import { Fields, OutgoingBody, OutgoingResponse, ResponseOutparam } from 'wasi:http/types@0.2.10';
 
 // As much as a host hands over at once.
@@ -31,8 +32,8 @@ const connectionHeaders = new Set([
   ...['upgrade', 'te', 'host', 'http2-settings'],
 ]);
 
-// The manifest's [vars], put here by the build.
-const env = Object.freeze(EVERWARM_VARS);
+// The version's variables and secrets, from its first request on: until then there are none, and none are kept.
+let env = Object.freeze({});
 const encoder = new TextEncoder();
 
 if (typeof worker?.fetch !== 'function') throw new TypeError('the default export has no function fetch()');
@@ -83,7 +84,11 @@ const rehearsed = {
 
 export const incomingHandler = {
   handle(incoming, outparam) {
-    rehearsing &&= incoming.authority() === 'rehearsal.invalid';
+    if (rehearsing) {
+      rehearsing = incoming.authority() === 'rehearsal.invalid';
+      // Also in a rehearsal, which has an empty one: then the engine knows the way.
+      env = Object.freeze(Object.fromEntries(getEnvironment()));
+    }
     return new Exchange(incoming, outparam, rehearsing ? rehearsed : worker).run();
   },
 };

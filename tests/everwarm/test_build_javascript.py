@@ -164,8 +164,14 @@ def folder_of(path: Path, source: str, name: str, **variables: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltWorker]:
-    worker = BuiltWorker.of(folder_of(tmp_path_factory.mktemp("js"), WORKER, "checks", A="1"))
+def component(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = folder_of(tmp_path_factory.mktemp("js"), WORKER, "checks", A="1")
+    return build(folder, cache_dir=TOOLCHAINS / "cache", toolchain_dir=TOOLCHAINS, progress=lambda line: None).component
+
+
+@pytest.fixture(scope="module")
+def worker(component: Path) -> Iterator[BuiltWorker]:
+    worker = BuiltWorker.of_component(component, variables=(("A", "1"),))
     # The first request and the first line of each log set the engine up.
     worker.ask("/later")
     yield worker
@@ -228,6 +234,13 @@ class TestRequests:
         assert seen["method"] == "PROPFIND"
         assert seen["env"] == {"A": "1"}
         assert dict(seen["headers"]) == {"host": "a.test:1", "x-a": "1, 2", "cookie": "c=d", "x-latin": "é"}
+
+    def test_each_instance_has_its_own_variables(self, worker: BuiltWorker, component: Path) -> None:
+        """All begin as they were left by the same rehearsal, which had none."""
+        other = BuiltWorker.of_component(component, variables=(("A", "2"), ("KEY", "s3cret")))
+        assert json.loads(other.ask("/info").body)["env"] == {"A": "2", "KEY": "s3cret"}
+        assert json.loads(worker.ask("/info").body)["env"] == {"A": "1"}
+        other.close()
 
     def test_a_body_streams_through(self, worker: BuiltWorker) -> None:
         body = [os.urandom(50_000) for _ in range(5)]

@@ -176,7 +176,6 @@ BAD = [
     (MINIMAL + 'modules = ["x.zig", "/x.zig"]', "4:21: modules[1]: must be a path relative to the folder"),
     (MINIMAL + 'modules = ["x.zig", "x.zig"]', '4:21: modules[1]: "x.zig" stands there twice'),
     (JS + 'modules = ["b.zig"]', "4:1: modules: are for Zig and C workers only"),
-    (MINIMAL + '[vars]\nA = "1"', "4:1: vars: reach JavaScript and Python workers only"),
     (JS + "vars = {A = 1}", "4:13: vars.A: must be a string, and is 1"),
     (JS + 'vars = {A-B = ""}', "4:9: vars.A-B: the name must be letters, digits and underscores, no digit first"),
     (JS + 'vars = {A = "\\u0000"}', "4:13: vars.A: must have no NUL, and is '\\x00'"),

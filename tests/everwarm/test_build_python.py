@@ -117,7 +117,7 @@ def component(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(component: Path) -> Iterator[BuiltWorker]:
-    worker = BuiltWorker.of_component(component)
+    worker = BuiltWorker.of_component(component, variables=(("GREETING", "hello é"),))
     worker.ask("/hello")
     yield worker
     worker.close()
@@ -180,6 +180,13 @@ class TestInAComponent:
         assert answer.status == 418
         assert answer.body == "('hello é', 'hello é', '/tells/Ã©')".encode()
         assert [value for name, value in answer.headers if name == "set-cookie"] == [b"a=1", b"b=2"]
+
+    def test_each_instance_has_its_own_variables(self, worker: BuiltWorker, component: Path) -> None:
+        """They were rehearsed, and at the top level there was the manifest's; at run time there is the deploy's."""
+        other = BuiltWorker.of_component(component, variables=(("GREETING", "other"), ("KEY", "s3cret")))
+        assert other.ask("/tells").body == b"('other', 'other', '/tells')"
+        assert worker.ask("/tells").body == "('hello é', 'hello é', '/tells')".encode()
+        other.close()
 
     def test_what_is_printed_is_in_the_log_of_its_request(self, worker: BuiltWorker) -> None:
         answer = worker.ask("/prints")
