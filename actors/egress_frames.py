@@ -39,6 +39,8 @@ class Asked:
     context: bytes = b""
     call: Capability | None = None
     edge: str = ""
+    #: Until the asking request has to be over; None: it may last as long as its client stays.
+    left_ms: int | None = None
     report_traces: ReportTraces | None = None
 
 

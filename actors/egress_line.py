@@ -10,6 +10,7 @@ something new to be had; a guest can wait for many exchanges in one call of the 
 
 import select
 import socket
+import time
 from pathlib import Path
 
 from actors.bindings import is_internal
@@ -47,9 +48,11 @@ class HostEgress:
         context: bytes = b"",
         call: Capability | None = None,
         edge: str = "",
+        deadline_s: float | None = None,
         report_traces: ReportTraces | None = None,
     ) -> None:
-        """``allow`` and what follows it as in ``egress_frames.Asked``."""
+        """``allow`` and what follows it as in ``egress_frames.Asked``. ``deadline_s``: when the request has to be over,
+        on the monotonic clock."""
         self._path = str(socket_path)
         self._worker = worker
         self._version = version
@@ -61,6 +64,7 @@ class HostEgress:
         self._context = context
         self._call = call
         self._edge = edge
+        self._deadline_s = deadline_s
         self._report_traces = report_traces
         #: Whether anything was asked of the way out; and whether any of that may have been for another worker.
         self.used = False
@@ -82,6 +86,7 @@ class HostEgress:
                 context=self._context,
                 call=self._call,
                 edge=self._edge,
+                left_ms=self._left_ms(),
                 report_traces=self._report_traces,
             )
         )
@@ -103,6 +108,11 @@ class HostEgress:
         # If it is not taken, the way out has said why, or has gone: ``head`` tells.
         exchange.transmit(frame(Frame.OUTGOING, asked))
         return exchange
+
+    def _left_ms(self) -> int | None:
+        if self._deadline_s is None:
+            return None
+        return max(0, int((self._deadline_s - time.monotonic()) * 1e3))
 
 
 class HostOutgoing:

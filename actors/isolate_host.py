@@ -401,6 +401,7 @@ class IsolateHost:
 
         conversation = HostConversation(link, request, serve)
         handler_id = recorder.new_id()
+        limits = Recipe.of(request).isolate_limits
         egress = self._egress_of(request, recorder.context.child(handler_id).traceparent())
         began_ns = time.time_ns()
         with self._lock:
@@ -411,7 +412,7 @@ class IsolateHost:
             if says_started(request.head.method):
                 link.send(frame(Frame.STARTED))
             keep = False
-            finished = isolate.run(conversation, egress=egress)
+            finished = isolate.run(conversation, egress=egress, limits=limits)
             keep = finished.verdict is Verdict.KEEP
         finally:
             self._cross_out(slot)
@@ -471,9 +472,10 @@ class IsolateHost:
             self._table.end(slot)
 
     def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
-        """The way out of one request."""
+        """The way out of one request, which begins now."""
         if self._egress_socket is None:
             return None
+        wall_ms = request.limits.get("wall_ms")
         return HostEgress(
             self._egress_socket,
             worker=request.worker,
@@ -484,6 +486,7 @@ class IsolateHost:
             context=request.context,
             call=request.call,
             edge=request.edge,
+            deadline_s=None if wall_ms is None else time.monotonic() + wall_ms / 1e3,
             report_traces=request.report_traces,
         )
 

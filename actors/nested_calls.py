@@ -198,6 +198,7 @@ class NestedCalls:
         """Carry out a fetch that is for a worker. ``first`` is the first frame of its body, if it has come, ``rest``
         where the others come from. ``CallRefused`` says why not."""
         asked, stage, aim = aimed.asked, aimed.stage, aimed.aim
+        deadline_s = None if asked.left_ms is None else _now_s() + asked.left_ms / 1_000
         recorder = Recorder.under(asked.traceparent, self._server, Role.SERVER, self._entropy)
         callee = recorder.new_id()
         version = self._chosen(aim.worker, asked.request_id.encode())
@@ -210,7 +211,9 @@ class NestedCalls:
             call = stage.calls.call(aim, asked.head, callee, limits)
         if isinstance(call, Refused):
             raise self._refusal(asked, call)
-        context = encode_context(call.context)
+        # Its caller's time is its own: a callee that is lost sight of does not outlive the tree.
+        leaving = call.context.leaving(_now_s(), deadline_s)
+        context = encode_context(leaving)
         if isinstance(context, TooLarge):
             stage.calls.over(call, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
@@ -222,7 +225,7 @@ class NestedCalls:
             call.worker,
             RequestHead(head.method, head.scheme, head.authority, head.path, call.headers),
             recorder.context.traceparent(),
-            limits=plain_limits(call.context.limits_of(limits)),
+            limits=_within(plain_limits(call.context.limits_of(limits)), leaving.left_ms),
             body_first=first[1] if first is not None and first[0] is Frame.BODY else b"",
             body_complete=first is not None and first[0] is Frame.BODY_END,
             context=context,
@@ -301,6 +304,18 @@ def _report_of(call: Call, version: Version | Outcome) -> ReportTraces | None:
     if to is None and (isinstance(version, Outcome) or version.bindings.tail is None):
         return None
     return ReportTraces(call.context.as_stage(call.worker), to)
+
+
+def _within(limits: dict[str, int | None], left_ms: int | None) -> dict[str, int | None]:
+    """A callee's limits in the time that is left."""
+    wall_ms = limits["wall_ms"]
+    if left_ms is None or (wall_ms is not None and wall_ms <= left_ms):
+        return limits
+    return limits | {"wall_ms": left_ms}
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,16 +304,20 @@ class Isolate:
             return memory
         return StartFailed(Outcome.EXCEPTION, cause, "Its log may say more.")
 
-    def run(self, conversation: Conversation, *, egress: Egress | None = None) -> Finished:
+    def run(
+        self, conversation: Conversation, *, egress: Egress | None = None, limits: IsolateLimits | None = None
+    ) -> Finished:
         """Serve one request on the calling thread. Never raises for what the guest does.
 
-        ``egress`` is the request's way out; without one every outgoing request is denied.
+        ``egress`` is the request's way out; without one every outgoing request is denied. ``limits`` are the request's,
+        which may be lower than those of the one that the isolate was started for, or higher; memory is the isolate's.
         """
         assert self._store is not None, "a closed isolate was asked to run"
         guest = self.guest
         self.requests += 1
-        guest.begin(conversation, wall_ms=self.limits.wall_ms, egress=egress)
-        guest.begin_cpu(self.limits.cpu_ms)
+        guest.limits = allowed = self.limits if limits is None else limits
+        guest.begin(conversation, wall_ms=allowed.wall_ms, egress=egress)
+        guest.begin_cpu(allowed.cpu_ms)
         began = time.perf_counter()
         error, message = None, ""
         try:

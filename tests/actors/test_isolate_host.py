@@ -221,6 +221,23 @@ def test_the_last_word_tells_what_happened(make: Make) -> None:
 # -------------------------------------------------------------------------------------------------------- bad guests
 
 
+def test_each_request_has_its_own_limits_whoever_the_isolate_was_started_for(make: Make) -> None:
+    """Workers call each other under limits that their callers lower: the same isolate serves all of them."""
+
+    async def scenario() -> None:
+        there = make()
+        for few, many in ((20, 10_000), (10_000, 20)):
+            await there.ask("spin", "/?rounds=1", version=f"v-{few}", limits={"cpu_ms": few})
+            got = await there.ask("spin", "/?rounds=60000", version=f"v-{few}", limits={"cpu_ms": many})
+            assert got.ended.start_type == "warm"
+            assert got.ended.outcome is (Outcome.OK if many > few else Outcome.EXCEEDED_CPU)
+        await there.ask("stream", "/?chunks=1", limits={"wall_ms": 10_000})
+        got = await there.ask("stream", "/?chunks=100&interval_ms=50", limits={"wall_ms": 200})
+        assert (got.ended.outcome, got.ended.start_type) == (Outcome.EXCEEDED_WALL_TIME, "warm")
+
+    play(scenario())
+
+
 @pytest.mark.parametrize(
     ("worker", "path", "limits", "outcome"),
     [

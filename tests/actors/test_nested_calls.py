@@ -15,9 +15,9 @@ from request_trees import bound, drive, spans_at
 from actors.bindings import Bindings, DispatchBinding, Outbound
 from actors.budget import Budget
 from actors.context import Context
-from actors.context_wire import encode_context
+from actors.context_wire import decode_context, encode_context
 from actors.egress_frames import Asked
-from actors.exchange import Outcome
+from actors.exchange import Outcome, Request
 from actors.nested_answer import CallRefused
 from actors.view import encode_plain
 from isolates.egress import OutgoingHead
@@ -160,6 +160,40 @@ def test_a_callee_with_a_larger_limit_than_its_tree_has_calls_others_all_the_sam
             request(root, "/?url=http://middle.binding.internal/?url=http://leaf.binding.internal/")
         )
         assert got.body == b"hello from Zig\nyou asked for /\n"
+
+    play(scenario, servers=1)
+
+
+@pytest.mark.parametrize(("wall_ms", "is_bounded"), [(20_000, True), (None, False)])
+def test_a_callee_has_the_time_that_its_caller_has_left(
+    play: Callable[..., None], wall_ms: int | None, is_bounded: bool
+) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        server, sent = cluster[1].server, list[Request]()
+        answer = server.nested._answer
+
+        async def seen(request: Request, *more: Any) -> Any:
+            sent.append(request)
+            return await answer(request, *more)
+
+        server.nested._answer = seen
+        limits = {} if wall_ms is None else {"wall_ms": wall_ms}
+        leaf = await cluster.deploy_at(1, "hello")
+        middle = await cluster.deploy_at(1, "fetch", bound(leaf=leaf))
+        root = await cluster.deploy_at(1, "fetch", bound(middle=middle), **limits)
+        got = await cluster[1].ask(
+            request(root, "/?url=http://middle.binding.internal/?url=http://leaf.binding.internal/")
+        )
+        assert got.body == b"hello from Zig\nyou asked for /\n"
+        left_ms = [decode_context(call.context).left_ms for call in sent]
+        assert [call.limits["wall_ms"] for call in sent] == left_ms
+        if is_bounded:
+            # Each of them began later than its caller.
+            assert wall_ms is not None
+            assert [wall_ms, *left_ms] == sorted([wall_ms, *map(int, left_ms)], reverse=True)
+            assert left_ms[1] > wall_ms - 15_000
+        else:
+            assert left_ms == [None, None]
 
     play(scenario, servers=1)
 
