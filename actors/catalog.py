@@ -78,6 +78,7 @@ class CatalogLimits:
     """Bounds on one catalog and on one call."""
 
     workers_max: int = 100_000  # deployed at once; what a machine's routes are built for
+    routes_max: int = 100_000  # of all of them together, beside their own names
     page_max: int = 1_000  # changes or workers in one answer: some 500 KB and milliseconds
     busy_timeout_ms: int = 5_000  # a reader from the command line may hold the lock while it copies
     wal_bytes_max: int = 16 * 1024 * 1024  # the log is cut back to this after a checkpoint
@@ -263,11 +264,18 @@ class Catalog:
         return seq
 
     def check_routes(self, deployment: Deployment) -> None:
-        """Raises CatalogError when a route of `deployment` is another worker's."""
+        """Raises CatalogError when a route of `deployment` is another worker's, or there are too many."""
         for route in deployment.routes:
             if self._is_routed(route, deployment.worker):
                 # It does not say whose it is: one tenant's names are no other tenant's business.
                 raise CatalogError(f"routes: {route} leads to another worker")
+        if deployment.routes:
+            (others,) = self._database.execute(
+                "SELECT coalesce(sum(json_array_length(detail, '$.routes')), 0) FROM deployed WHERE worker <> ?",
+                (deployment.worker,),
+            ).fetchone()
+            if others + len(deployment.routes) > self._limits.routes_max:
+                raise CatalogError(f"routes: {others} are deployed, and this cluster takes {self._limits.routes_max}")
 
     def missing(self, workers: Iterable[str]) -> list[str]:
         """Those of `workers` that are not deployed, in their order."""

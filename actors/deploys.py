@@ -21,7 +21,7 @@ from actors.peer import Calls, PeerFailed, PeerLost
 from actors.plain import checked_list
 from actors.ring import worker_key
 from actors.view import decode_plain, deployed_to_plain, encode_plain
-from actors.worker import CORDON_DEFAULT, ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version
+from actors.worker import CORDON_DEFAULT, ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version, normal_route
 from actors.worker_names import cordon_name, worker_name
 from isolates.acceptance import Rejected
 
@@ -149,7 +149,9 @@ class Deploys:
         reuse = Reuse.from_manifest(wanted)
         cordon = self._cordon(plain.get("cordon"))
         bindings = Bindings.from_plain(plain["bindings"]) if "bindings" in plain else NOTHING_BOUND
-        routes = tuple(str(route) for route in checked_list(plain.get("routes", []), "routes", ROUTES_MAX))
+        routes = tuple(
+            normal_route(str(route)) for route in checked_list(plain.get("routes", []), "routes", ROUTES_MAX)
+        )
         # What is wrong with a route is said before anything is compiled.
         self._catalog.check_routes(Deployment.whole(name, "0" * 16, routes))
         compiled = await self._deployer.store(component, limits, job.enter)

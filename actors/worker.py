@@ -42,11 +42,17 @@ AUTHOR_CHARS_MAX: Final = 256  # an e-mail address has at most 254
 REUSE_REQUESTS_MAX: Final = 1_000_000  # beyond it, nobody could tell the wish from having none
 REUSE_IDLE_S_MAX: Final = 86_400  # a day; whoever wants longer says nothing, and is kept until memory is short
 ROUTES_MAX: Final = 64  # of one worker; each is an entry of every ingress's table
-_HOST_CHARS_MAX: Final = 253  # RFC 1035, without the root's dot
+ROUTE_CHARS_MAX: Final = 253  # as a host name has at most (RFC 1035, without the root's dot); a path counts too
+ROUTE_DEPTH_MAX: Final = 8  # segments of a route's path: an ingress looks each up that a host's routes have
 _HOST_LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-ROUTE: Final = rf"(?!.*\.(?:internal|localhost)$)(?!.*\.[0-9]+$)(?:\*\.)?{_HOST_LABEL}(?:\.{_HOST_LABEL})+"
+_SEGMENT: Final = r"(?!\.{1,2}/)[A-Za-z0-9._~-]{1,64}"
+ROUTE: Final = (
+    r"(?![^/]*\.(?:internal|localhost)(?:/|$))(?![^/]*\.[0-9]+(?:/|$))"
+    rf"(?:\*\.)?{_HOST_LABEL}(?:\.{_HOST_LABEL})+(?:(?:/{_SEGMENT}){{0,{ROUTE_DEPTH_MAX}}}/\*)?"
+)
 """A host name with a dot in it, in lower case, or `*.` and one; no address, and none of the names that mean something
-else here: `.internal` is for bindings, `.localhost` gives each worker its own."""
+else here: `.internal` is for bindings, `.localhost` gives each worker its own. Behind it may be a path that ends in
+`/*`: that path and what is below it. Without one it is all of the host, as with `/*` alone."""
 _ROUTE: Final = re.compile(ROUTE)
 _CHOICE_BUCKETS: Final = 10_000  # percentages are whole; 100 buckets each keep the hash's rounding under 0.01 %
 
@@ -365,8 +371,8 @@ class Deployment:
     Two at most, because more can not be compared by eye in a dashboard, and a third one means that an earlier rollout
     was never finished.
 
-    `routes` are the host names, exact or `*.` and a name, that lead to the worker beside its own. They are the
-    deployment's and not a version's: a request's host finds the worker, and only then is a version chosen.
+    `routes` (`ROUTE`, in their one spelling) lead to the worker beside its own name. They are the deployment's and not
+    a version's: a request's host and path find the worker, and only then is a version chosen.
     """
 
     worker: str
@@ -379,7 +385,12 @@ class Deployment:
             raise ValueError(f"routes: must be a tuple of at most {ROUTES_MAX}")
         for route in self.routes:
             if not isinstance(route, str) or not is_route(route):
-                raise ValueError("routes: must be host names, exact or *. and a name, and none of the platform's own")
+                raise ValueError(
+                    "routes: must be host names, exact or *. and a name, and none of the platform's own, and may have a"
+                    " path that ends in /*"
+                )
+        if self.routes and namespace_of(self.worker):
+            raise ValueError("routes: a user's worker of a namespace has none; its dispatcher calls it")
         if len(set(self.routes)) != len(self.routes):
             raise ValueError("routes: must differ from each other")
         if not isinstance(self.shares, tuple) or not all(isinstance(share, Share) for share in self.shares):
@@ -442,5 +453,10 @@ def _check_worker(value: object) -> None:
 
 
 def is_route(text: str) -> bool:
-    """Whether a manifest may claim this host name: it is one, in its one spelling, and not the platform's own."""
-    return len(text) <= _HOST_CHARS_MAX and _ROUTE.fullmatch(text) is not None
+    """Whether a manifest may claim this: it is a route, in its one spelling, and not the platform's own."""
+    return len(text) <= ROUTE_CHARS_MAX and _ROUTE.fullmatch(text) is not None and text == normal_route(text)
+
+
+def normal_route(text: str) -> str:
+    """The one spelling of a route: all of a host is the host alone."""
+    return text.removesuffix("/*") if text.count("/") == 1 else text

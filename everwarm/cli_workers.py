@@ -147,12 +147,14 @@ def deploy(
         click.echo(f"bound to workers that are not deployed yet: {', '.join(done.missing)}")
     for secret in done.unset_secrets:
         click.echo(f"without a value yet: everwarm secret put {secret} --worker {done.worker}")
-    if routes:
-        click.echo(f"routes are kept with the deployment and not served yet: {', '.join(routes)}")
+    port = min(ports.values())
+    for route in routes:
+        host, slash, path = route.removesuffix("*").partition("/")
+        click.echo(f"https://{host}:{port}{slash}{path}  (its name has to lead here)")
     if namespace:
         click.echo(f"It has no host name: workers with a dispatch binding to {namespace} call it.")
     else:
-        click.echo(f"https://{done.worker}.localhost:{min(ports.values())}/")
+        click.echo(f"https://{done.worker}.localhost:{port}/")
 
 
 def _phases(*, quiet: bool) -> Callable[[str, float], None]:
@@ -225,7 +227,7 @@ def describe(name: str, as_json: bool) -> None:
         for label, text in _described(version):
             click.echo(f"  {label:<10}{text}")
     for route in deployment["routes"]:
-        click.echo(f"  {'route':<10}{route} (not served yet)")
+        click.echo(f"  {'route':<10}{route}")
     for name in found["unset_secrets"]:
         click.echo(f"  {'unset':<10}{name}: everwarm secret put {name} --worker {deployment['worker']}")
     if found["missing"]:

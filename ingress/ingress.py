@@ -94,6 +94,7 @@ class Ingress:
         self._exchange_limits = exchange_limits or ExchangeLimits()
         self._head_limits = head_limits or HeadLimits()
         self._routes = Routes()
+        self._routed: dict[str, list[str]] = {}  # by worker that has some: its routes
         # Clients that ask for this machine by its number say no name, and get the default certificate.
         own_names = () if address in _EVERYWHERE else (address,)
         self._certificates = CertificateStore(authority, self._pattern_of, certificates, own_names=own_names)
@@ -240,23 +241,35 @@ class Ingress:
             notice = decode_plain(payload)
             self._told = notice.get("told", self._told)
             if notice.get("reset"):
-                self._routes, self._body_bytes_max = Routes(), {}
+                self._routes, self._body_bytes_max, self._routed = Routes(), {}, {}
             if notice.get("revoke_all"):
                 self._drop_leases()
             for version in notice.get("revoke", ()):
                 self._leases.pop(self._leased_versions.pop(version, ""), None)
             self._body_bytes_max.update(notice.get("body_bytes_max", {}))
             if added := notice.get("add"):
-                # A worker of a dispatch namespace has no name of its own here.
-                named = {local_host(worker): worker for worker in added if is_worker_name(worker)}
-                self._routes = self._routes.with_routes(named)
+                self._route(added, notice["routes"])
                 for worker in added:
                     self._leases.pop(worker, None)
             for worker in notice.get("remove", ()):
                 self._routes = self._routes.without_worker(worker)
+                self._routed.pop(worker, None)
                 self._body_bytes_max.pop(worker, None)
                 self._leases.pop(worker, None)
             heard.set()
+
+    def _route(self, added: list[str], routes: dict[str, list[str]]) -> None:
+        """Workers were deployed, some with routes."""
+        # A worker of a dispatch namespace has no name of its own here.
+        named = {local_host(worker): worker for worker in added if is_worker_name(worker)}
+        for worker in added:
+            if self._routed.get(worker, []) != routes.get(worker, []):
+                if self._routed.pop(worker, None):
+                    self._routes = self._routes.without_worker(worker)  # of its routes some were given up
+                named |= dict.fromkeys(routes.get(worker, ()), worker)
+        self._routed |= routes
+        # The catalog gives no route to two workers. Pages of it may be of different moments: then the later is right.
+        self._routes = self._routes.with_routes(named, take_over=True)
 
     # ---------------------------------------------------------------------------------------------------- prewarm
 
@@ -301,7 +314,7 @@ class Ingress:
         self._requests += 1
         began_ns = time.time_ns()
         request, given = request_of(scope, self.entropy)
-        worker = self._routes.find(request.head.authority)
+        worker = self._routes.find(request.head.authority, request.head.path)
         exchange = ClientExchange(self, request, given, began_ns, receive, send, self._exchange_limits)
         if worker is None:
             await exchange.fail(Ended(Outcome.SCRIPT_NOT_FOUND), None)

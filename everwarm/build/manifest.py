@@ -60,7 +60,7 @@ class Manifest:
 
     Paths are relative to the worker's folder, with forward slashes. `entry` lies inside it. `modules` are further Zig
     files that may lie beside it; each can be imported under the name of its file. `namespace` is the dispatch namespace
-    that the worker is a user's in, "" for none. `routes` are host names beside its own. `reuse` says how long an
+    that the worker is a user's in, "" for none. `routes` lead to it beside its own name. `reuse` says how long an
     isolate serves: `max_requests` requests, and `idle_s` seconds after its last one. `bindings` has the variables too.
     """
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from actors.bindings import LIMITS, PARAMETER, VARIABLE
-from actors.worker import REUSE_IDLE_S_MAX, REUSE_REQUESTS_MAX, ROUTE, ROUTES_MAX, Limits, Plan
+from actors.worker import REUSE_IDLE_S_MAX, REUSE_REQUESTS_MAX, ROUTE, ROUTE_CHARS_MAX, ROUTES_MAX, Limits, Plan
 from actors.worker_names import LABEL
 from everwarm.build.shape import Key, Needs, Table, TableList, Text, TextList, TextMap, When, Whole, schema_of
 
@@ -101,8 +101,16 @@ MANIFEST: Final = Table(
         "namespace": Key(_LABEL, "the dispatch namespace whose user this worker is; it has no host name then"),
         "plan": Key(Text("", choices=tuple(Plan)), "whose defaults and ceilings its limits have; free if not given"),
         "routes": Key(
-            TextList(Text("be a host name or *. and one, in lower case, without a port", ROUTE, (), 253), ROUTES_MAX),
-            "host names that lead to it beside its own",
+            TextList(
+                Text(
+                    "be a host name or *. and one, in lower case, without a port; a path behind it ends in /*",
+                    ROUTE,
+                    (),
+                    ROUTE_CHARS_MAX,
+                ),
+                ROUTES_MAX,
+            ),
+            "host names, or parts of them, that lead to it beside its own name",
         ),
         "secrets": Key(
             TextList(_VARIABLE, LIMITS.secrets_max), "names of secrets that it gets; values are never in this file"

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,27 @@ def test_pages_and_workers_are_bounded(path: Path) -> None:
         assert [found.deployment.worker for found in catalog.current()] == ["a", "b", "c"]
         assert [found.deployment.worker for found in catalog.current(limit=10**9)] == ["a", "b"]
         assert [found.deployment.worker for found in catalog.current(after="b", limit=2)] == ["c"]
+
+
+def test_routes_are_bounded(path: Path) -> None:
+    with Catalog.open(path, limits=CatalogLimits(routes_max=3)) as catalog:
+        for worker, routes in (("a", ("a.b", "b.b")), ("b", ("c.b",)), ("a", ("a.b", "d.b")), ("c", ())):
+            version = upload(catalog, worker).version_id
+            catalog.deploy(Deployment.whole(worker, version, routes), "ada", 1)
+        version = upload(catalog, "d").version_id
+        with pytest.raises(CatalogError, match="routes: 3 are deployed, and this cluster takes 3"):
+            catalog.deploy(Deployment.whole("d", version, ("e.b",)), "ada", 1)
+
+
+def test_a_version_may_be_recorded_again(path: Path) -> None:
+    with Catalog.open(path) as catalog:
+        first = upload(catalog, "a")
+        second = catalog.record_again(first, "bob", 9)
+        assert second == replace(first, version_id=second.version_id, author="bob", created_at_ms=9)
+        assert second.version_id != first.version_id
+        newest, oldest = catalog.history("a", 2)
+        assert newest.component_bytes == oldest.component_bytes
+        assert newest.version == second
 
 
 def test_history_can_not_be_rewritten(path: Path) -> None:

@@ -98,6 +98,18 @@ def test_what_is_wrong_is_refused_with_nothing_changed(
     assert control.ask("history", name="shop") == []
 
 
+def test_parts_of_a_host_may_be_different_workers(control: Control) -> None:
+    assert control.deploy("shop", routes=["shop.example.com/*"])["error"] is None
+    assert control.deploy("api", routes=["shop.example.com/api/*"])["error"] is None
+    told = control.ask("describe", name="shop")["deployed"]["deployment"]["routes"]
+    assert told == ["shop.example.com"]
+    for route in ("shop.example.com", "shop.example.com/*", "shop.example.com/api/*"):
+        message = control.deploy("thief", routes=[route])["error"]["message"]
+        assert (
+            message == f"routes: {route.removesuffix('/*') if route.count('/') == 1 else route} leads to another worker"
+        )
+
+
 def test_a_route_is_never_taken_over_silently(control: Control) -> None:
     control.deploy("shop", routes=["shop.example.com", "*.shop.example.com"])
     error = control.deploy("thief", routes=["a.example", "shop.example.com"])["error"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from actors.bindings import Bindings, Outbound, ServiceBinding
 from actors.bindings import DispatchBinding as Dispatch
-from actors.worker import Deployment, Limits, Plan, Reuse, Share, Version, is_route, make_version_id
+from actors.worker import Deployment, Limits, Plan, Reuse, Share, Version, is_route, make_version_id, normal_route
 from actors.worker_names import cordon_name, is_worker, is_worker_name, namespace_of, user_worker, worker_name
 
 FREE = Limits.for_plan(Plan.FREE)
@@ -165,7 +165,13 @@ def test_bindings_survive_json_in_their_version() -> None:
     assert Version.from_plain(json.loads(json.dumps(version.to_plain()))) == version
 
 
-@pytest.mark.parametrize("route", ["shop.example.com", "*.example.com", "a.b", "xn--nxasmq6b.example", "_x.a-b.c"])
+@pytest.mark.parametrize(
+    "route",
+    [
+        *("shop.example.com", "*.example.com", "a.b", "xn--nxasmq6b.example", "_x.a-b.c"),
+        *("a.b/x/*", "*.a.b/x/Y_z/..x/.w-~/*", "a.b/" + "s/" * 8 + "*", "a.b/v1.internal/*"),
+    ],
+)
 def test_routes(route: str) -> None:
     assert is_route(route)
     assert Deployment.whole("hello", OLD, (route,)).routes == (route,)
@@ -188,6 +194,8 @@ def test_routes(route: str) -> None:
             "a.b/x",
         ),
         *("x.localhost", "*.localhost", "auth.binding.internal", "*.dispatch.internal", "10.0.0.1", "[::1]", "a.b\n"),
+        *("a.b/", "a.b/*", "a.b/x", "a.b/x/", "a.b//*", "a.b/x*", "a.b/*/x/*", "a.b/./*", "a.b/../*", "a.b/%61/*"),
+        *("a.b/x?y/*", "a.b/" + "s/" * 9 + "*", "a.internal/x/*", "x.localhost/x/*", "10.0.0.1/x/*", "/x/*", "com/x/*"),
         *("é.example", "-a.b", "a" * 64 + ".b", ".".join(["a" * 60] * 5)),
     ],
 )
@@ -195,6 +203,15 @@ def test_what_is_no_route(route: str) -> None:
     assert not is_route(route)
     with pytest.raises(ValueError, match=r"^routes:"):
         Deployment.whole("hello", OLD, (route,))
+
+
+def test_all_of_a_host_is_the_host_alone() -> None:
+    assert [normal_route(text) for text in ("a.b/*", "a.b", "a.b/x/*")] == ["a.b", "a.b", "a.b/x/*"]
+
+
+def test_a_user_of_a_namespace_has_no_route() -> None:
+    with pytest.raises(ValueError, match=r"^routes: a user's worker of a namespace has none"):
+        Deployment.whole("production/shop", OLD, ("a.example",))
 
 
 def test_a_route_stands_once_and_routes_are_bounded() -> None:

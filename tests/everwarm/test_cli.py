@@ -109,7 +109,7 @@ def test_what_is_deployed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
         ["tail", "logs"],
         ["vars", "COLOR"],
         ["secrets", "STRIPE_KEY"],
-        ["route", "shop.example.com (not served yet)"],
+        ["route", "shop.example.com"],
         ["unset", "STRIPE_KEY: everwarm secret put STRIPE_KEY --worker shop"],
         ["missing", "logs: not deployed"],
     ]

@@ -5,10 +5,12 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from actors.connection import Frame, LinkBroken
+from actors.catalog import Deployed
+from actors.connection import FRAME_BYTES_MAX, Frame, LinkBroken
 from actors.exchange import Lease
 from actors.link import Links
-from actors.subscribers import Subscribers
+from actors.subscribers import Subscribers, added
+from actors.worker import Deployment, Limits, Plan, Version
 from ingress.authority import LocalAuthority
 from ingress.ingress import Ingress
 
@@ -93,3 +95,68 @@ def test_a_lease_that_overtakes_older_news_is_kept_until_they_say_otherwise(tmp_
     edge.subscribers.tell({"revoke": [lease.version]})
     edge.hear()
     assert edge.ingress.lease("w") is None
+
+
+def deployed(worker: str, *routes: str) -> Deployed:
+    version = Version(worker, "a" * 16, "5e" * 32, Limits.for_plan(Plan.FREE), Plan.FREE, 0, "ada")
+    return Deployed(1, Deployment.whole(worker, "a" * 16, routes), (version,))
+
+
+def test_a_deploys_routes_lead_to_its_worker(tmp_path: Path) -> None:
+    edge = Edge(tmp_path)
+    edge.subscribers.tell(added([deployed("shop", "shop.example.com"), deployed("api", "shop.example.com/api/*")]))
+    edge.subscribers.tell(added([deployed("plain"), deployed("production/user")]))
+    edge.hear()
+    routes = edge.ingress._routes
+    assert [routes.find("shop.example.com", path) for path in ("/", "/api/x")] == ["shop", "api"]
+    assert [routes.find(f"{name}.localhost") for name in ("shop", "api", "plain", "user")] == [
+        "shop", "api", "plain", None,
+    ]  # fmt: skip
+    assert edge.ingress._pattern_of("shop.example.com") == "shop.example.com"
+    edge.subscribers.tell(added([deployed("shop", "*.shop.example.com"), deployed("api")]))
+    edge.hear()
+    routes = edge.ingress._routes
+    assert [routes.find("shop.example.com"), routes.find("a.shop.example.com")] == [None, "shop"]
+    assert routes.find("api.localhost", "/api/x") == "api"
+    edge.subscribers.tell({"remove": ["shop"]})
+    edge.hear()
+    assert edge.ingress._routes.find("a.shop.example.com") is None
+
+
+def test_of_two_workers_with_one_route_the_later_has_it(tmp_path: Path) -> None:
+    """Pages of what is deployed may be of different moments: the first still has the route that the second took."""
+    edge = Edge(tmp_path)
+    edge.subscribers.greet_all([deployed("old", "a.example"), deployed("new", "a.example")])
+    edge.subscribers.tell(added([deployed("old")]))
+    edge.hear()
+    assert edge.ingress._routes.find("a.example") == "new"
+    assert edge.ingress._routes.find("old.localhost") == "old"
+
+
+def test_a_greeting_of_many_routes_fits_its_frames(tmp_path: Path) -> None:
+    edge = Edge(tmp_path)
+    route = "a" * 60 + ".example/" + "/".join(["p" * 60] * 2)
+    many = [deployed(f"w-{i}", *(f"{route}/{i}-{j}/*" for j in range(64))) for i in range(100)]
+    edge.subscribers.greet_all(many)
+    assert max(len(payload) for _, payload in edge._line.sent) < FRAME_BYTES_MAX / 2
+    edge.hear()
+    assert len(edge.ingress._routes) == 100 * 65
+
+
+def test_the_hello_of_a_route_warms_its_worker(tmp_path: Path) -> None:
+    edge = Edge(tmp_path)
+    edge.subscribers.tell(added([deployed("shop", "shop.example.com"), deployed("api", "api.example.com/v1/*")]))
+    edge.hear()
+    warmed: list[str] = []
+
+    async def prewarm(worker: str) -> None:
+        warmed.append(worker)
+
+    async def hellos() -> None:
+        edge.ingress._prewarm = prewarm  # type: ignore[method-assign]
+        for name in ("shop.example.com", "api.example.com", "nobody.example.com"):
+            edge.ingress._on_server_name(name)
+        await asyncio.sleep(0)
+
+    asyncio.run(hellos())
+    assert warmed == ["shop"], "whose path it will be, nobody knows yet"

@@ -134,8 +134,82 @@ def test_the_table_is_bounded() -> None:
         Routes({"a": "a", "b": "b"}, RouteLimits(routes_max=1))
 
 
-def test_a_hundred_thousand_routes() -> None:
-    many = Routes({f"host-{number}.example": f"w{number}" for number in range(99_999)}).with_worker("hello")
-    assert (len(many), many.find("host-7.example"), many.find("hello.localhost")) == (100_000, "w7", "hello")
+def test_the_longest_path_has_the_request() -> None:
+    routes = Routes(
+        {
+            "shop.example.com/*": "shop",
+            "shop.example.com/api/*": "api",
+            "shop.example.com/api/v2/users/*": "users",
+            "*.example.com/api/*": "others",
+            "*.example.com": "rest",
+            "paths.example.com/only/*": "only",
+        }
+    )
+    assert len(routes) == 6
+
+    def found(url: str) -> str | None:
+        host, slash, path = url.partition("/")
+        return routes.find(host, slash + path)
+
+    assert [found(f"shop.example.com/{path}") for path in ("", "index.html", "apis", "ap", "API/x")] == ["shop"] * 5
+    assert [found(f"shop.example.com/{path}") for path in ("api", "api/", "api?x", "api/v2", "api/v2/user")] == [
+        "api"
+    ] * 5
+    assert [found(f"Shop.Example.com:443/api/v2/users{rest}") for rest in ("", "/", "/1", "?a/b", "/1/2/3/4/5")] == [
+        "users"
+    ] * 5
+    assert found("shop.example.com/x/api/v2") == "shop"
+    assert [found("a.example.com/"), found("a.example.com/api/x")] == ["rest", "others"]
+    # What no pattern of the name itself has is asked of the wildcard.
+    assert [found(f"paths.example.com/{path}") for path in ("only/1", "", "api")] == ["only", "rest", "others"]
+    assert [found("example.com/"), found("a.b.example.com/api")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "path", ["//api", "/./api", "/x/../api", "/%61pi", "/api%2Fv2", "/apI", "*", "", "api", "?/api"]
+)
+def test_paths_are_compared_as_they_are_written(path: str) -> None:
+    routes = Routes({"shop.example.com": "shop", "shop.example.com/api/*": "api"})
+    assert routes.find("shop.example.com", path) == "shop"
+
+
+def test_a_long_path_costs_no_more_than_the_longest_of_the_patterns() -> None:
+    routes = Routes({"shop.example.com/a/b/*": "shop"})
+    assert routes.find("shop.example.com", "/a/b" + "/c" * 8_000) == "shop"
+    assert routes.find("shop.example.com", "/" * 16_000) is None
+
+
+def test_paths_that_are_given_up_are_forgotten() -> None:
+    routes = Routes({"a.example": "one"}).with_routes({"a.example/x/*": "two", "a.example/x/y/*": "two", "b.c": "two"})
+    assert [routes.find("a.example", path) for path in ("/", "/x/1", "/x/y/1")] == ["one", "two", "two"]
+    assert routes.pattern_of("a.example") == "a.example"
+    shorter = routes.without("a.example/x/y/*")
+    assert [shorter.find("a.example", path) for path in ("/", "/x/1", "/x/y/1")] == ["one", "two", "two"]
+    left = routes.without_worker("two")
+    assert dict(left.workers) == {"a.example": "one"}
+    assert [left.find("a.example", path) for path in ("/", "/x/1", "/x/y/1")] == ["one", "one", "one"]
+    only = routes.without_worker("one")
+    assert [only.find("a.example", path) for path in ("/", "/x/1")] == [None, "two"]
+    assert only.pattern_of("a.example") == "a.example", "it has a certificate all the same"
+    again = left.with_routes({"a.example/x/*": "three"})
+    assert again.find("a.example", "/x/y") == "three"
+
+
+def test_whoever_comes_later_may_take_over() -> None:
+    routes = Routes({"a.example": "one", "a.example/x/*": "one"})
+    with pytest.raises(ValueError, match="another worker"):
+        routes.with_routes({"a.example/x/*": "two"})
+    taken = routes.with_routes({"a.example/x/*": "two"}, take_over=True)
+    assert [taken.find("a.example", path) for path in ("/", "/x")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["a.example/x", "a.example/", "/x/*", "a b/*", "*/x/*"])
+def test_what_is_no_pattern_with_a_path(text: str) -> None:
+    assert normal_pattern(text) is None
+
+
+def test_two_hundred_thousand_routes() -> None:
+    many = Routes({f"host-{number}.example": f"w{number}" for number in range(199_999)}).with_worker("hello")
+    assert (len(many), many.find("host-7.example"), many.find("hello.localhost")) == (200_000, "w7", "hello")
     with pytest.raises(ValueError, match="more than"):
         many.with_worker("one-more")
