@@ -28,7 +28,7 @@ from actors.egress_connect import Connector
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, encode_failed
 from actors.egress_http import ExchangeFailed
 from actors.egress_names import Lookup, SystemNames
-from actors.egress_origin import OriginLimits, OriginPool, OriginTimeouts
+from actors.egress_origin import Closings, OriginLimits, OriginPool, OriginTimeouts
 from actors.egress_policy import (
     EgressPolicy,
     Headers,
@@ -130,6 +130,7 @@ class EgressServer:
         self._nested = nested
         self._names = SystemNames() if lookup is None else None
         self._connector = Connector(policy, lookup or self._system_lookup, authorities_pem)
+        self._closings = Closings()
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._trees: dict[str, _Tree] = {}
         self._tasks: dict[Connection, asyncio.Task[None]] = {}
@@ -164,6 +165,7 @@ class EgressServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         for tenant in self._tenants.values():
             await tenant.pool.aclose()
+        await self._closings.ended()
         self._tenants.clear()
         self._departures.stop()
         if self._names is not None:
@@ -318,7 +320,9 @@ class EgressServer:
         """A place among the exchanges of a worker, and its pool."""
         tenant = self._tenants.get(worker)
         if tenant is None:
-            tenant = self._tenants[worker] = _Tenant(OriginPool(worker, self._connector, self._limits.origin))
+            tenant = self._tenants[worker] = _Tenant(
+                OriginPool(worker, self._connector, self._closings, self._limits.origin)
+            )
         self._tenants.move_to_end(worker)
         if tenant.open >= self._limits.worker_exchanges_max:
             raise ExchangeFailed(_FULL)

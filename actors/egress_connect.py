@@ -45,6 +45,9 @@ class Connector:
             return stream, False
         try:
             stream = await stream.start_tls(self._tls, target.host, _left(until_s))
+        except asyncio.CancelledError:
+            await stream.aclose()  # which httpcore does after an error only
+            raise
         except httpcore.ConnectTimeout as late:
             raise ExchangeFailed(("connection-timeout", None)) from late
         except httpcore.ConnectError as broken:

@@ -166,10 +166,6 @@ class Http1:
         await self._stream.aclose()
 
 
-#: A reader that is cancelled ends at once, unless it has just been woken up; nobody is to wait for it longer than this.
-_PUMP_ENDS_S_MAX = 1.0
-
-
 class _PlainEncoder(hpack.Encoder):
     """HPACK without its Huffman code, which in Python takes time with the square of a value's length: a guest's header
     of 100 KB would stop the event loop for seconds."""
@@ -339,5 +335,6 @@ class Http2:
         self._fail(TERMINATED)  # who reads the answer wakes up
         if self._pump is not None:
             self._pump.cancel()
-            await asyncio.wait({self._pump}, timeout=_PUMP_ENDS_S_MAX)  # closing the stream ends it in any case
         await self._stream.aclose()
+        if self._pump is not None:
+            await asyncio.gather(self._pump, return_exceptions=True)

@@ -7,11 +7,14 @@
 Rules that hold: a connection is used again only when both messages on it were whole. Timeouts blame who is late:
 while the request's body waits for its guest, a silent origin is not late. A request goes out twice only when nothing
 of it can have been answered: it had no body, is idempotent, and met a connection that was just being closed.
+
+Nobody waits for a connection to close (``Closings``). Whoever waits can be cancelled there, a second time or while he
+ends for another reason, and would leave behind a connection that is half closed, and a pool that counts it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, cast
@@ -46,6 +49,25 @@ class OriginTimeouts:
     between_bytes_s: float
 
 
+class Closings:
+    """What is being closed, beside those who asked for it. As many at once as there were connections; each is over
+    after a few turns of the event loop, since nothing is said to an origin any more."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def begin(self, closing: Coroutine[None, None, None]) -> None:
+        """Let ``closing`` run to its end."""
+        task = asyncio.create_task(closing)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def ended(self) -> None:
+        """Wait for what was begun."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+
 class _State(Enum):
     NEW = auto()
     BUSY = auto()
@@ -56,10 +78,13 @@ class _State(Enum):
 class OriginConnection(httpcore.AsyncConnectionInterface):
     """A connection to one origin for one worker. Not connected until its first request."""
 
-    def __init__(self, worker: str, origin: httpcore.Origin, connector: Connector, limits: OriginLimits) -> None:
+    def __init__(
+        self, worker: str, origin: httpcore.Origin, connector: Connector, closings: Closings, limits: OriginLimits
+    ) -> None:
         self._worker = worker
         self._origin = origin
         self._connector = connector
+        self._closings = closings
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._state = _State.NEW
@@ -79,18 +104,19 @@ class OriginConnection(httpcore.AsyncConnectionInterface):
         timeouts: OriginTimeouts = request.extensions["timeouts"]
         body: bool = request.extensions["body"]
         try:
-            if self._speaker is None:
-                self._speaker = await self._connect(timeouts)
-            status, headers = await self._exchange(self._speaker, request, body, timeouts)
+            speaker = self._speaker
+            if speaker is None:
+                speaker = self._speaker = await self._connect(timeouts)
+            status, headers = await self._exchange(speaker, request, body, timeouts)
         except BaseException as fault:
             heard = self._speaker is not None and self._speaker.heard
-            await self._close()
+            self._close()
             repeatable = reused and not heard and not body and request.method in _IDEMPOTENT
             if repeatable and isinstance(fault, ExchangeFailed) and fault.code == TERMINATED:
                 # It was closed in the moment in which it was used again. The pool finds, or makes, another.
                 raise httpcore.ConnectionNotAvailable from fault
             raise
-        return httpcore.Response(status, headers=headers, content=_Body(self, self._speaker, timeouts))
+        return httpcore.Response(status, headers=headers, content=_Body(self, speaker, timeouts))
 
     async def _connect(self, timeouts: OriginTimeouts) -> Speaker:
         target = Target(self._origin.scheme.decode(), self._origin.host.decode(), self._origin.port)
@@ -153,7 +179,7 @@ class OriginConnection(httpcore.AsyncConnectionInterface):
         if self._upload_fault is not None:
             raise self._upload_fault
 
-    async def over(self, *, whole: bool) -> None:
+    def over(self, *, whole: bool) -> None:
         """The exchange is over; ``whole``: its answer was read to the end."""
         if self._state is not _State.BUSY:
             return
@@ -162,15 +188,17 @@ class OriginConnection(httpcore.AsyncConnectionInterface):
             self._expires_s = self._loop.time() + self._limits.idle_s
             self._state = _State.IDLE
         else:
-            await self._close()
+            self._close()
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
+        """Free at once; what is left of it ends on its own."""
         self._state = _State.CLOSED
-        if self._upload is not None:
-            self._upload.cancel()
-            await asyncio.gather(self._upload, return_exceptions=True)
-        if self._speaker is not None:
-            await self._speaker.close()
+        upload, self._upload = self._upload, None
+        speaker, self._speaker = self._speaker, None
+        if upload is not None:
+            upload.cancel()
+        if speaker is not None:
+            self._closings.begin(_end(upload, speaker))
 
     # What the pool asks
 
@@ -197,7 +225,13 @@ class OriginConnection(httpcore.AsyncConnectionInterface):
         return f"{self._origin}, {self._state.name}, {self.requests} requests"
 
     async def aclose(self) -> None:
-        await self._close()
+        self._close()
+
+
+async def _end(upload: "asyncio.Task[None] | None", speaker: Speaker) -> None:
+    if upload is not None:
+        await asyncio.gather(upload, return_exceptions=True)
+    await speaker.close()
 
 
 class _Body:
@@ -228,7 +262,7 @@ class _Body:
                 yield piece
 
     async def aclose(self) -> None:
-        await self._connection.over(whole=self._whole)
+        self._connection.over(whole=self._whole)
 
 
 # ------------------------------------------------------------------------------------------------- one worker's pool
@@ -237,14 +271,15 @@ class _Body:
 class OriginPool(httpcore.AsyncConnectionPool):
     """One worker's connections. httpcore decides who gets which; nothing in it knows of other workers."""
 
-    def __init__(self, worker: str, connector: Connector, limits: OriginLimits) -> None:
+    def __init__(self, worker: str, connector: Connector, closings: Closings, limits: OriginLimits) -> None:
         super().__init__(max_connections=limits.connections_max)
         self._worker = worker
         self._connector = connector
+        self._closings = closings
         self._limits = limits
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
-        return OriginConnection(self._worker, origin, self._connector, self._limits)
+        return OriginConnection(self._worker, origin, self._connector, self._closings, self._limits)
 
     @contextlib.asynccontextmanager
     async def exchange(

@@ -239,18 +239,20 @@ class _Http2:
             await asyncio.gather(*left, return_exceptions=True)
 
     async def _read(self) -> None:
-        while data := await self._reader.read(PIECE_BYTES):
-            for event in self._state.receive_data(data):
-                if isinstance(event, h2.events.RequestReceived):
-                    self._body = asyncio.Queue()
-                    self._requests.put_nowait(event)
-                elif isinstance(event, h2.events.DataReceived):
-                    self._body.put_nowait((event.data, event.flow_controlled_length))
-                elif isinstance(event, h2.events.StreamEnded):
-                    self._body.put_nowait(None)
-                self._window.set()
-            await self._flush()
-        self._requests.put_nowait(None)
+        try:
+            while data := await self._reader.read(PIECE_BYTES):
+                for event in self._state.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived):
+                        self._body = asyncio.Queue()
+                        self._requests.put_nowait(event)
+                    elif isinstance(event, h2.events.DataReceived):
+                        self._body.put_nowait((event.data, event.flow_controlled_length))
+                    elif isinstance(event, h2.events.StreamEnded):
+                        self._body.put_nowait(None)
+                    self._window.set()
+                await self._flush()
+        finally:
+            self._requests.put_nowait(None)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The request's body."""

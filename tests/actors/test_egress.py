@@ -22,7 +22,7 @@ import pytest
 from complete_servers import wait_until
 from http_origin import PIECE_BYTES, Origin, tls
 
-from actors.connection import Frame, frame
+from actors.connection import Connection, Frame, frame
 from actors.egress import EgressLimits, EgressServer
 from actors.egress_connect import _is_own
 from actors.egress_http import HttpLimits
@@ -118,7 +118,10 @@ class Way:
         async def reached() -> bool:
             return condition()
 
-        self.loop.call(wait_until(reached, f"{what}: {self.statistics()}"))
+        try:
+            self.loop.call(wait_until(reached, what))
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {self.statistics()}") from late
 
     def statistics(self) -> dict[str, Any]:
         async def ask() -> dict[str, Any]:
@@ -477,6 +480,68 @@ def test_a_guest_that_leaves_is_noticed_by_the_origin(way: Way, path: str) -> No
     way.until(lambda: way.origin.gone[path] == 1, "the origin has noticed")
     way.until(lambda: way.statistics()["canceled"] == 1, "counted")
     way.until(lambda: way.statistics()["connections"] == 0, "closed")
+
+
+@pytest.mark.parametrize("path", ["/silent", "/stalls"])
+def test_what_is_cancelled_again_while_it_ends_is_closed_all_the_same(way: Way, path: str) -> None:
+    async def cancel_twice(steps: int) -> None:
+        (task,) = way.server._tasks.values()
+        task.cancel()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    for steps in range(8):
+        outgoing = way.open(path)
+        outgoing.finish()
+        way.until(lambda steps=steps: len(way.origin.requests) == steps + 1, "it is there")
+        if path == "/stalls":
+            assert read_piece(outgoing) == b"some"
+        way.loop.call(cancel_twice(steps))
+        way.until(lambda steps=steps: way.origin.gone[path] == steps + 1, f"closed after {steps} steps")
+        outgoing.close()
+    assert nothing_is_lent(way)
+
+
+def test_a_guest_that_leaves_in_the_moment_of_the_head(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exchange ends because nobody takes the head; the news that it left comes while it does."""
+    sent = Connection.send
+
+    def leave(connection: Connection, kind: Frame, payload: bytes = b"") -> None:
+        if kind is Frame.HEAD:
+            connection.close()
+        sent(connection, kind, payload)
+
+    monkeypatch.setattr(Connection, "send", leave)
+    outgoing = way.open("/stalls")
+    outgoing.finish()
+    way.until(lambda: way.origin.gone["/stalls"] == 1, "the origin has noticed")
+    way.until(lambda: way.statistics()["canceled"] == 1, "counted")
+    assert nothing_is_lent(way)
+    outgoing.close()
+
+
+def test_a_guest_that_leaves_while_tls_begins(make: Make) -> None:
+    way = make("http")
+    way.scheme = "https"
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(LIMIT_S)
+        way.origin.port = mute.getsockname()[1]
+        outgoing = way.open("/")
+        outgoing.finish()
+        connected, _ = mute.accept()
+        with connected:
+            connected.settimeout(LIMIT_S)
+            assert connected.recv(MIB)
+            outgoing.close()
+            with contextlib.suppress(ConnectionResetError):
+                assert connected.recv(MIB) == b""
+    way.until(lambda: nothing_is_lent(way), "it is over")
+
+
+def nothing_is_lent(way: Way) -> bool:
+    """Whether no connection is open, and no request of a pool holds one or waits for one."""
+    return all(not tenant.pool.connections and not tenant.pool._requests for tenant in way.server._tenants.values())
 
 
 def test_a_guest_that_leaves_while_the_origin_takes_nothing(way: Way) -> None:
