@@ -757,10 +757,11 @@ def test_an_origin_that_speaks_no_tls(make: Make) -> None:
 
 def hold(way: Way, count: int, **about: Any) -> list[HostOutgoing]:
     """Exchanges that are open at the origin."""
+    before = len(way.origin.requests)
     held = [way.open("/silent", **about) for _ in range(count)]
     for one in held:
         one.finish()
-    way.until(lambda: len(way.origin.requests) >= count, "they are there")
+    way.until(lambda: len(way.origin.requests) >= before + count, "they are there")
     return held
 
 
@@ -794,6 +795,20 @@ def test_the_seventh_of_a_tree_waits(make: Make) -> None:
     for one in held:
         one.close()
     way.until(lambda: not way.server._trees, "nothing is kept of a tree that is over")
+
+
+def test_the_six_are_those_of_all_stages_of_a_tree(make: Make) -> None:
+    way = make()
+    held = [one for worker in ("a", "b", "c") for one in hold(way, 2, request_id="tree", worker=worker)]
+    seventh = way.open("/hello", request_id="tree", worker="d")
+    seventh.finish()
+    full = way.get("/hello", request_id="tree", worker="a", timeouts=OutgoingTimeouts(connect_s=0.02))
+    assert full.code == ("connection-limit-reached", None)
+    assert seventh.head() is None
+    held[-1].close()
+    assert read(seventh).body == b"hello"
+    for one in held:
+        one.close()
 
 
 def test_a_worker_that_has_all_its_connections_waits(make: Make) -> None:
