@@ -10,6 +10,7 @@ socket, or HTTP/2's window.
 """
 
 import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -28,6 +29,8 @@ from isolates.egress import ErrorCode
 Head = list[tuple[bytes, bytes]]
 
 _READ_BYTES: Final = 64 * 1024
+#: h11 looks at an answer's status, h2 does not.
+_STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
 TERMINATED: Final[ErrorCode] = ("connection-terminated", None)
 PROTOCOL: Final[ErrorCode] = ("HTTP-protocol-error", None)
 _INCOMPLETE: Final[ErrorCode] = ("HTTP-response-incomplete", None)
@@ -297,7 +300,9 @@ class Http2:
         except h2.exceptions.ProtocolError:
             self._fail(PROTOCOL)
         except (httpcore.NetworkError, httpcore.TimeoutException):
-            self._fail(TERMINATED)
+            pass  # it is terminated
+        finally:
+            self._fail(TERMINATED)  # unless it was said before why: nobody is to wait for what does not come any more
 
     def _on_event(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
@@ -310,10 +315,11 @@ class Http2:
         if isinstance(event, h2.events.ResponseReceived):
             self.heard = True
             fields = [(bytes(name), bytes(value)) for name, value in event.headers]
-            self._head = (
-                int(dict(fields).get(b":status", b"0")),
-                [(name, value) for name, value in fields if not name.startswith(b":")],
-            )
+            status = dict(fields).get(b":status", b"")
+            if not _STATUS.fullmatch(status):
+                self._fail(PROTOCOL)
+                return
+            self._head = (int(status), [(name, value) for name, value in fields if not name.startswith(b":")])
         elif isinstance(event, h2.events.DataReceived):
             self._data.append((bytes(event.data), event.flow_controlled_length))
         elif isinstance(event, h2.events.StreamEnded):
@@ -337,4 +343,4 @@ class Http2:
             self._pump.cancel()
         await self._stream.aclose()
         if self._pump is not None:
-            await asyncio.gather(self._pump, return_exceptions=True)
+            await asyncio.wait({self._pump})

@@ -117,6 +117,9 @@ class Origin:
                 await exchange.answer(302, [("location", "/hello"), ("set-cookie", "a=b")])
             case "/long-head":
                 await exchange.answer(200, [("x-long", "y" * int(query["bytes"]))])
+            case "/odd-status":
+                assert isinstance(exchange, _Http2)
+                await exchange.answer(query["is"])
             case "/early":
                 await exchange.answer(413, body=b"too much")
             case "/once":
@@ -267,13 +270,13 @@ class _Http2:
         """Until the client goes: then this is cancelled."""
         await asyncio.Event().wait()
 
-    async def answer(self, status: int, headers: list[tuple[str, str]] | None = None, body: bytes = b"") -> None:
+    async def answer(self, status: int | str, headers: list[tuple[str, str]] | None = None, body: bytes = b"") -> None:
         """A whole answer."""
         await self.begin(status, headers)
         await self.send(body)
         await self.end()
 
-    async def begin(self, status: int, headers: list[tuple[str, str]] | None = None) -> None:
+    async def begin(self, status: int | str, headers: list[tuple[str, str]] | None = None) -> None:
         """Status and headers."""
         self._state.send_headers(self._id, [(":status", str(status)), *(headers or [])])
         await self._flush()

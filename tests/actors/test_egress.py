@@ -608,6 +608,11 @@ def test_a_head_that_is_too_long(make: Make) -> None:
         assert way.get("/long-head?bytes=40000").code == ("HTTP-response-header-section-size", 16_384)
 
 
+@pytest.mark.parametrize("status", ["ok", "20", "2_00", "99999", "-200"])
+def test_a_status_that_is_none(make: Make, status: str) -> None:
+    assert make("http2").get(f"/odd-status?is={status}").code == ("HTTP-protocol-error", None)
+
+
 # --------------------------------------------------------------------------------------------------------- timeouts
 
 
