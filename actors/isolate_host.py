@@ -30,6 +30,7 @@ from actors.egress_policy import loops_left
 from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, Served, StartType
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
+from actors.host_counts import HostCounts
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
 from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
@@ -137,7 +138,7 @@ class IsolateHost:
         self._ahead = StartsAhead(
             self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
         )
-        self._outcomes: dict[str, int] = {}
+        self._counts = HostCounts()
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._table = table
         self._quarantine = quarantine
@@ -184,6 +185,10 @@ class IsolateHost:
                 "pid": os.getpid(),
                 "residency": repr(self._residency),
                 "isolates": len(self._residency),
+                "isolates_max": self._residency.limits.isolates_max,
+                "states": self._residency.states(),
+                "memory_bytes": self._memory_bytes,
+                "memory_bytes_max": self._residency.limits.memory_bytes_max,
                 "starts": {t.value: n for t, n in self._residency.starts.items() if n},
                 "cold_starts": {c.value: n for c, n in self._residency.cold_starts.items() if n},
                 "spares": self._residency.spares,
@@ -195,7 +200,7 @@ class IsolateHost:
                 "evictions": self._residency.evictions,
                 "running": self._running,
                 "queued": self._residency.queued,
-                "outcomes": dict(self._outcomes),
+                **self._counts.plain(),
                 "connections": len(self._links),
                 "warm_versions": sorted(self._residency.warm_versions()),
                 "quarantined": [] if self._quarantine is None else self._quarantine.versions,
@@ -512,7 +517,7 @@ class IsolateHost:
         with self._lock:
             requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
             self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
-            self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
+            self._counts.ended(ended)
             load = self._load()
             cost = self._residency.cost_of(request.version) or _UNMEASURED
         last = replace(

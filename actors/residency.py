@@ -464,10 +464,14 @@ class Residency:
         """Isolates that wait for the one request which they are started for."""
         return len(self._spares)
 
+    def states(self) -> dict[str, int]:
+        """How many isolates there are in each state."""
+        states = [r.state for r in self._residents.values()]
+        return {state.value: states.count(state) for state in State}
+
     def __len__(self) -> int:
         return len(self._residents)
 
     def __repr__(self) -> str:
-        states = [r.state for r in self._residents.values()]
-        counts = ", ".join(f"{states.count(s)} {s.value}" for s in State)
+        counts = ", ".join(f"{count} {state}" for state, count in self.states().items())
         return f"Residency({counts}, {self.queued} queued, {self.evictions} evicted)"

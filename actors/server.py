@@ -514,6 +514,7 @@ class Server:
                 },
                 "nested": self.nested.statistics(),
                 "tails": self._tails.statistics(),
+                "traces": self._traces.statistics(),
                 "hosts": len(self._hosts.alive),
                 "hosts_lost": self._hosts.lost,
                 "sticky_refusals": len(self._client.refusals),

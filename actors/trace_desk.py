@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from actors.peer import Calls
 from actors.view import decode_plain, encode_plain
@@ -40,6 +41,12 @@ class TraceDesk:
     def report(self, spans: list[Span]) -> None:
         """Take spans of one or more requests."""
         self._collector.report(spans, time.monotonic())
+
+    def statistics(self) -> dict[str, object]:
+        """What became of traces, and of spans on their way to a backend; the latter is empty without one."""
+        exporter = self._exporter
+        exported = {} if exporter is None else asdict(exporter.statistics())
+        return {**asdict(self._collector.statistics()), "export": exported}
 
     async def gather(self) -> None:
         """Export traces as they become complete, until this is cancelled."""

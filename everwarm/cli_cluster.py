@@ -13,6 +13,9 @@ from everwarm.cli_servers import membership_text
 from everwarm.console import JSON, fail, open_home, progress, when
 from everwarm.home import Home
 
+#: Metrics are read so many ports above requests: two clusters whose edges do not meet do not meet there either.
+METRICS_ABOVE = 1_000
+
 
 @click.command()
 @click.option("--servers", default=3, show_default=True, type=click.IntRange(1, 16), help="Servers on this machine.")
@@ -24,7 +27,15 @@ from everwarm.home import Home
     metavar="HOST:PORT",
     help="Run on all nodes of this Ray, which others started (auto: the one on this machine), a server on each.",
 )
-@click.option("--otlp", "otlp_url", default="", metavar="URL", help="Send traces to this OTLP/HTTP endpoint.")
+@click.option(
+    "--metrics-port",
+    default=None,
+    type=click.IntRange(0, 65519),
+    help="Port of the first server's Prometheus metrics; the others follow.  [default: 1000 above --port]",
+)
+@click.option("--metrics-address", default="", help="Address to listen on for them: loopback, unless it is named here.")
+@click.option("--metrics/--no-metrics", default=True, help="Whether metrics can be read.")
+@click.option("--otlp", "otlp_url", default="", metavar="URL", help="Send traces and metrics to this OTLP endpoint.")
 @click.option("--otlp-header", multiple=True, metavar="K=V", help="A header for that endpoint; may be repeated.")
 @click.option("--certificates", default="", metavar="DIR", help="PEM files by host name, instead of the local CA's.")
 @click.option(
@@ -53,6 +64,9 @@ def up(
     port: int,
     address: str,
     ray_address: str,
+    metrics_port: int | None,
+    metrics_address: str,
+    metrics: bool,
     otlp_url: str,
     otlp_header: tuple[str, ...],
     certificates: str,
@@ -76,6 +90,10 @@ def up(
     headers = _headers(otlp_header)
     if certificates and not Path(certificates).is_dir():
         fail(f"There is no directory {certificates} to read certificates from.")
+    if metrics_port is None:
+        metrics_port = port + METRICS_ABOVE if port else 0
+    if metrics and metrics_port > 65519:
+        fail(f"With --port {port} there is no room for the metrics' ports above it. Choose one with --metrics-port.")
     if egress_allow:
         from actors.egress_policy import parse_rule
 
@@ -86,7 +104,7 @@ def up(
         if unbound:
             fail(f"--egress-allow takes HOST:PORT, not {unbound[0]!r}")
     if otlp_url:
-        from tracing.export import traces_endpoint
+        from tracing.otlp_url import traces_endpoint
 
         try:
             traces_endpoint(otlp_url)
@@ -106,8 +124,8 @@ def up(
             click.echo(f"Everwarm is up (pid {running.pid}): {ports}. See: everwarm status. End: everwarm down")
         return
     headers = headers or json.loads(os.environ.pop("EVERWARM_OTLP_HEADERS", "{}"))
-    viewing = home.viewing()
-    if not otlp_url and viewing is not None:
+    viewing = None if otlp_url else home.viewing()
+    if viewing is not None:
         otlp_url, headers = viewing
         progress("traces go to the viewer that runs from this state directory")
     if not ray_address:
@@ -122,6 +140,10 @@ def up(
         port=port,
         otlp_url=otlp_url,
         otlp_headers=headers,
+        otlp_metrics=viewing is None,
+        metrics=metrics,
+        metrics_address=metrics_address,
+        metrics_port=metrics_port,
         certificates=str(Path(certificates).absolute()) if certificates else "",
         egress_allow=egress_allow,
         memory_bytes_max=memory_mib << 20,
@@ -227,6 +249,9 @@ def status(as_json: bool) -> None:
             f"{sharded['offered']:>12}{sharded['refused']:>8}{of['shard']['admitted']:>6}"
             + (f"  {', '.join(broken)} not reachable" if broken else "")
         )
+    metrics = [c["metrics"] for a, c in sorted(counters.items()) if a.endswith("/server") and c.get("metrics")]
+    if metrics:
+        click.echo("\nmetrics: " + ", ".join(f"http://{where}/metrics" for where in metrics))
     click.echo("\n" + membership_text(membership))
     homes: dict[str, str] = next(
         (c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from actors.admission import AdmissionLimits
@@ -21,6 +22,8 @@ from actors.egress_policy import EgressPolicy, parse_rule
 from actors.isolate_host import IsolateHost
 from actors.link import Links
 from actors.membership import MembershipLimits, weight
+from actors.metrics_desk import MetricsDesk
+from actors.metrics_endpoint import MetricsEndpoint
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.residency import ResidencyLimits
 from actors.server import Server
@@ -34,6 +37,7 @@ from ingress.authority import Delegate, LocalAuthority
 from ingress.ingress import Ingress
 from ingress.tls import Authority
 from tracing.export import OtlpExporter
+from tracing.export_metrics import OtlpMetrics
 
 _log = logging.getLogger("everwarm.roles")
 
@@ -48,6 +52,13 @@ _RENEW_EVERY_S = 3_600.0
 FINISH_S_MAX = MembershipLimits().drain_s_max
 
 
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False  # a name
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """What a process of the cluster is told. Nothing listens beyond ``address``, which is loopback unless configured,
@@ -60,6 +71,13 @@ class ClusterConfig:
     port: int = 8443  # of the first server; the others follow
     otlp_url: str = ""
     otlp_headers: dict[str, str] = field(default_factory=dict)
+    #: Whether that endpoint is told metrics, too; a viewer of traces does not take them.
+    otlp_metrics: bool = True
+    #: Where each server's metrics are read, or not at all. The port is the first server's, as ``port``; with 0, or with
+    #: a ``port`` of 0, each has a free one, and ``everwarm status`` tells which.
+    metrics: bool = True
+    metrics_address: str = ""  # loopback, unless it is named here
+    metrics_port: int = 0
     certificates: str = ""
     memory_bytes_max: int = 2 << 30  # of one host's isolates
     in_flight_max: int = AdmissionLimits().in_flight_max
@@ -77,6 +95,11 @@ class ClusterConfig:
     edges: tuple[str, ...] = ()
     #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
     sharding: bool = True
+
+    @property
+    def metrics_listen(self) -> str:
+        """Where metrics are read: the address of the edge if that is loopback, so that those do not meet either."""
+        return self.metrics_address or (self.address if _is_loopback(self.address) else "127.0.0.1")
 
     @property
     def weight(self) -> int:
@@ -114,6 +137,12 @@ class World:
     edge_port: int
     #: How many calls to peers went which way.
     peer_statistics: Callable[[], dict[str, int]] = dict
+
+    @property
+    def metrics_port(self) -> int:
+        """Where this server's metrics are read: its place in the row is that of its edge. 0: a free port."""
+        config = self.config
+        return config.metrics_port + self.edge_port - config.port if config.metrics_port and config.port else 0
 
     def host_sockets(self) -> list[Path]:
         """The sockets of this machine's hosts."""
@@ -190,14 +219,18 @@ async def _start_host(world: World) -> Started:
     return Started({"statistics": statistics}, stop)
 
 
-def _egress_policy(config: ClusterConfig) -> EgressPolicy:
-    """What guests may reach. Never the cluster's own edge: a request would come back as a client's."""
+def _egress_policy(config: ClusterConfig, metrics_address: str) -> EgressPolicy:
+    """What guests may reach. Never the cluster's own edge: a request would come back as a client's. Nor its metrics."""
     own: list[str] = []
     if config.port:
         # On one machine also those of servers that are added later: who runs by then would not hear of them.
         ports = [config.port] if config.edges else range(config.port, config.port + SERVERS_MAX)
         addresses = [f"[{a}]" if ":" in a else a for a in {config.address, *config.edges}]
         own = [f"{address}:{port}" for address in addresses for port in ports]
+    if metrics_address:
+        host, _, port = metrics_address.rpartition(":")
+        last = int(port) + (SERVERS_MAX if config.metrics_port else 1)
+        own += [f"{at}:{p}" for at in dict.fromkeys((host, "127.0.0.1", "[::1]")) for p in range(int(port), last)]
     return EgressPolicy(
         added=tuple(parse_rule(text) for text in config.egress_allow), own=tuple(parse_rule(text) for text in own)
     )
@@ -218,7 +251,24 @@ async def _start_server(world: World) -> Started:
     )
     world.socket("server").unlink(missing_ok=True)
     await server.start(world.socket("server"))
-    egress = EgressServer(_egress_policy(config), nested=server.nested)
+    desk = MetricsDesk(
+        world.server,
+        own=lambda: statistics(b""),
+        peers=world.peers,
+        others=(*config.host_names(), "shard", "ingress"),
+        exporter=OtlpMetrics(config.otlp_url, world.server, headers=config.otlp_headers)
+        if config.otlp_url and config.otlp_metrics
+        else None,
+    )
+    exporting = asyncio.create_task(desk.export())
+    endpoint = MetricsEndpoint(desk.text)
+    if config.metrics:
+        try:
+            await endpoint.start(config.metrics_listen, world.metrics_port)
+        except OSError as taken:
+            # Of one machine's servers this was looked at before. Elsewhere, requests are worth more than their counters.
+            _log.error("metrics cannot be read at port %d: %s", world.metrics_port, taken.strerror or taken)
+    egress = EgressServer(_egress_policy(config, endpoint.address), nested=server.nested)
     world.socket("egress").unlink(missing_ok=True)
     await egress.start(world.socket("egress"))
     heartbeat = server.heartbeat(config.weight)
@@ -228,12 +278,14 @@ async def _start_server(world: World) -> Started:
 
     async def statistics(payload: bytes) -> bytes:
         plain = decode_plain(await server.statistics())
-        return encode_plain(
-            {**plain, "egress": egress.statistics(), "peers": world.peer_statistics(), "pid": os.getpid()}
-        )
+        more = {"egress": egress.statistics(), "peers": world.peer_statistics(), "metrics": endpoint.address}
+        return encode_plain({**plain, **more, "pid": os.getpid()})
 
     async def stop() -> None:
         await heartbeat.stop()
+        exporting.cancel()
+        await endpoint.stop()
+        await desk.close()
         await server.stop()
         await egress.stop()
 

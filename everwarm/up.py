@@ -35,7 +35,7 @@ class UpFailed(Exception):
     """The cluster did not come up, or could not be taken down; the message is one clear line."""
 
 
-def check_ports(address: str, port: int, servers: int) -> None:
+def check_ports(address: str, port: int, servers: int, option: str = "--port") -> None:
     """``UpFailed`` when one of the ports is taken, before anything is started."""
     if port == 0:
         return
@@ -46,7 +46,7 @@ def check_ports(address: str, port: int, servers: int) -> None:
                 probe.bind((address, wanted))
             except OSError as taken:
                 raise UpFailed(
-                    f"Port {wanted} on {address} cannot be used ({taken.strerror}). Choose another with --port."
+                    f"Port {wanted} on {address} cannot be used ({taken.strerror}). Choose another with {option}."
                 ) from taken
 
 
@@ -69,6 +69,8 @@ def run(
         _run_on_nodes(home, config, progress, on_ready)
         return
     check_ports(config.address, config.port, config.servers)
+    if config.metrics:
+        check_ports(config.metrics_listen, config.metrics_port, config.servers, "--metrics-port")
     os.environ.update(home.ray_environment())
     stop = _StopSignals()
     progress("starting Ray")

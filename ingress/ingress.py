@@ -110,6 +110,7 @@ class Ingress:
         self._spans_dropped = 0
         self._requests = 0
         self._waiting = 0  # for a Server that is away
+        self._outcomes: dict[str, int] = {}
         self._prewarms = 0
         self._uvicorn: uvicorn.Server | None = None
         self._side = SideWork(f"{name}/ingress")
@@ -174,6 +175,7 @@ class Ingress:
         """Counters, for operators and tests."""
         return {
             "requests": self._requests,
+            "outcomes": dict(self._outcomes),
             "prewarms": self._prewarms,
             "leases": len(self._leases),
             "routes": len(self._routes),
@@ -326,6 +328,10 @@ class Ingress:
                 raise
             _log.exception("request %s failed at the edge", request.request_id)
             await exchange.fail(Ended(Outcome.INTERNAL_ERROR, type(fault).__name__), None)
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request is over, as its client saw it."""
+        self._outcomes[outcome.value] = self._outcomes.get(outcome.value, 0) + 1
 
     def wants_trace(self, facts: RequestFacts) -> bool:
         """Whether the spans of a request are worth reading and sending on."""

@@ -14,7 +14,7 @@ BORDERS = {
     | {f"isolates/wasi/{p.name}" for p in (REPOSITORY / "isolates" / "wasi").glob("*.py")},
     "ray": {"actors/peer.py", "everwarm/cluster.py", "everwarm/ray_driver.py"},
     "uhashring": {"actors/ring.py"},
-    "opentelemetry": {"tracing/export.py"},
+    "opentelemetry": {"tracing/export.py", "tracing/export_metrics.py"},
     # The edge's certificates, and the way out that checks those of origins: two ends that share nothing.
     "ssl": {"ingress/tls.py", "actors/egress_connect.py"},
     "httpcore": {f"actors/egress_{n}.py" for n in "connect http origin".split()},
@@ -34,6 +34,8 @@ PURE = {
     "everwarm.nodes",
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation egress immortal".split()),
+    *(f"actors.{n}" for n in "host_counts machine_metrics".split()),
+    *(f"tracing.{n}" for n in "metrics otlp_url".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),
 }
 #: The values that travel: a library's records, which are made and copied several times for each request.

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -20,6 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 # A test that sends more has lost its way.
 _BODY_BYTES_MAX = 64 * 1024 * 1024
+TRACES, METRICS = "/v1/traces", "/v1/metrics"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,21 @@ class ReceivedSpan:
     resource: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ReceivedPoint:
+    """One series of a metric; `kind` as in "sum", `value` a number, or of a histogram (bounds, counts, sum)."""
+
+    name: str
+    unit: str
+    kind: str
+    monotonic: bool
+    attributes: dict[str, Any]
+    value: Any
+    start_ns: int
+    at_ns: int
+    resource: dict[str, Any]
+
+
 @dataclass
 class ReceivedRequest:
     """One HTTP request: its path, its headers with lower-case names, and the size of its body on the wire."""
@@ -48,6 +68,7 @@ class ReceivedRequest:
     headers: dict[str, str]
     body_bytes: int
     spans: list[ReceivedSpan] = field(default_factory=list)
+    points: list[ReceivedPoint] = field(default_factory=list)
 
 
 class OtlpReceiver:
@@ -119,8 +140,11 @@ class OtlpReceiver:
     def _take(self, path: str, headers: dict[str, str], body: bytes) -> int:
         request = ReceivedRequest(path, headers, len(body))
         status = self.status
-        if status == 200:
-            request.spans = _decode(body, headers.get("content-encoding", "identity"))
+        encoding = headers.get("content-encoding", "identity")
+        if status == 200 and path.partition("?")[0] == METRICS:
+            request.points = _decode_metrics(body, encoding)
+        elif status == 200:
+            request.spans = _decode(body, encoding)
         with self._arrived:
             self._requests.append(request)
             self._spans.extend(request.spans)
@@ -145,7 +169,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         assert isinstance(self.server, _Server)
         size = int(self.headers.get("content-length", "0"))
-        found = self.path.partition("?")[0] == "/v1/traces"
+        signal = self.path.partition("?")[0]
+        found = signal in (TRACES, METRICS)
         if not found or size > _BODY_BYTES_MAX:
             self.send_error(413 if found else 404)
             return
@@ -156,7 +181,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (KeyError, ValueError, OSError, EOFError, DecodeError, zlib.error) as error:
             self.send_error(400, type(error).__name__)
             return
-        answer = ExportTraceServiceResponse().SerializeToString() if status == 200 else b""
+        made = ExportMetricsServiceResponse() if signal == METRICS else ExportTraceServiceResponse()
+        answer = made.SerializeToString() if status == 200 else b""
         self.send_response(status)
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", str(len(answer)))
@@ -196,6 +222,34 @@ def _decode(body: bytes, encoding: str) -> list[ReceivedSpan]:
         for of_scope in of_resource.scope_spans
         for span in of_scope.spans
     ]
+
+
+def _decode_metrics(body: bytes, encoding: str) -> list[ReceivedPoint]:
+    message = ExportMetricsServiceRequest.FromString(_DECODERS[encoding](body))
+    found = []
+    for of_resource in message.resource_metrics:
+        resource = _values(of_resource.resource.attributes)
+        for metric in (metric for of_scope in of_resource.scope_metrics for metric in of_scope.metrics):
+            kind = metric.WhichOneof("data")
+            data = getattr(metric, kind)
+            for point in data.data_points:
+                if kind == "histogram":
+                    value: Any = (tuple(point.explicit_bounds), tuple(point.bucket_counts), point.sum)
+                else:
+                    value = getattr(point, point.WhichOneof("value"))
+                made = ReceivedPoint(
+                    name=metric.name,
+                    unit=metric.unit,
+                    kind=kind,
+                    monotonic=kind == "sum" and data.is_monotonic,
+                    attributes=_values(point.attributes),
+                    value=value,
+                    start_ns=point.start_time_unix_nano,
+                    at_ns=point.time_unix_nano,
+                    resource=resource,
+                )
+                found.append(made)
+    return found
 
 
 def _values(attributes: Any) -> dict[str, Any]:

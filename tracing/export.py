@@ -1,4 +1,4 @@
-"""Finished spans to an OpenTelemetry backend, by OTLP over HTTP (protobuf). The only file that imports opentelemetry.
+"""Finished spans to an OpenTelemetry backend, by OTLP over HTTP (protobuf).
 
 The SDK's own tracer and batch processor are not used: our spans are made elsewhere, with their own ids and times, and
 come here finished. What is used is its exporter, behind a bounded queue and one thread of ours, because the caller
@@ -8,13 +8,12 @@ is an event loop that must not wait, and because what was lost has to be counted
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -24,11 +23,13 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from tracing.otlp_url import traces_endpoint
+from tracing.sdk_errors import ErrorsOfThread
 from tracing.trace import Attr, AttributeValue, Span, SpanName, approximate_bytes
 
 _log = logging.getLogger(__name__)
+_sdk_logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
-_TRACES_PATH: Final = "/v1/traces"
 _SCOPE: Final = InstrumentationScope("everwarm")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _KINDS: Final = {
@@ -68,24 +69,10 @@ class ExportStatistics:
     last_error: str | None
 
 
-def traces_endpoint(url: str) -> str:
-    """The full OTLP/HTTP address of a base url ("http://127.0.0.1:4318") or of one that is full already.
-
-    ValueError when it is not an http or https url with a host.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("an OTLP url looks like http://127.0.0.1:4318 or https://HOST/v1/traces")
-    path = parts.path.rstrip("/")
-    if not path.endswith(_TRACES_PATH):
-        path += _TRACES_PATH
-    return urlunsplit(parts._replace(path=path, fragment=""))
-
-
 class OtlpExporter:
     """Sends spans in the background. `export` never blocks or raises; `statistics` says what became of them.
 
-    `url`: base or full, see `traces_endpoint`. `headers` go with every request (keys of a hosted backend) and are never
+    `url`: base or full, see `otlp_url`. `headers` go with every request (keys of a hosted backend) and are never
     logged. The standard `OTEL_EXPORTER_OTLP_*` variables for headers and certificates are honoured, as the SDK does.
     """
 
@@ -117,7 +104,7 @@ class OtlpExporter:
         self._aborted = False
         self._exported = self._dropped = self._failed = 0
         self._last_error: str | None = None
-        self._errors = _ErrorsOfThread()
+        self._errors = ErrorsOfThread()
         _sdk_logger.addFilter(self._errors)
         self._thread = threading.Thread(target=self._run, name="otlp-export", daemon=True)
         self._thread.start()
@@ -170,7 +157,7 @@ class OtlpExporter:
             return ExportStatistics(queued, self._exported, self._dropped, self._failed, self._last_error)
 
     def _run(self) -> None:
-        self._errors.thread_id = threading.get_ident()
+        self._errors.follow_this_thread()
         while batch := self._next_batch():
             exported, error = self._send(batch)
             with self._changed:
@@ -272,27 +259,3 @@ def _otlp_value(value: AttributeValue) -> AttributeValue:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return hex(value)[:64]
     return value
-
-
-_sdk_logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-_STATUS_CODE: Final = re.compile(r"code: ([0-9]{3})\b")
-
-
-class _ErrorsOfThread(logging.Filter):
-    """The SDK tells why a batch failed to its log only, a line or more for each: those of one thread are caught here.
-
-    Only the status code is read: the rest of the text may contain the url with its keys.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread_id = -1
-        self.last: str | None = None
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.thread != self.thread_id:
-            return True
-        code = _STATUS_CODE.search(record.getMessage())
-        if code is not None:
-            self.last = f"status {code.group(1)}"
-        return False

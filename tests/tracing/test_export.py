@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from tracing_receiver import OtlpReceiver
 
-from tracing.export import ExportLimits, OtlpExporter, traces_endpoint
+from tracing.export import ExportLimits, OtlpExporter
+from tracing.otlp_url import metrics_endpoint, traces_endpoint
 from tracing.trace import Attr, AttributeValue, EventName, Role, Span, SpanEvent, SpanName
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -48,6 +49,8 @@ def receiver() -> Iterator[OtlpReceiver]:
 )
 def test_base_and_full_urls(url: str, endpoint: str) -> None:
     assert traces_endpoint(url) == endpoint
+    assert metrics_endpoint(url) == endpoint.replace("/v1/traces", "/v1/metrics")
+    assert traces_endpoint(metrics_endpoint(url)) == endpoint
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:4318", "ftp://host", "http://", "grpc://host:4317"])
