@@ -47,6 +47,7 @@ class Frame(IntEnum):
     CALL = 32
     RETURNED = 33
     RAISED = 34
+    LIVE = 40
 
 
 #: Looked up, for each frame: making an enumeration's member from its value takes a microsecond.

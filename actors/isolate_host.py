@@ -32,12 +32,13 @@ from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
 from actors.host_counts import HostCounts
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
+from actors.live_tail import LIVE_EVENT, WATCHED, LiveSwitch, live_event
 from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
 from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
-from actors.stage_over import STAGE_OVER, StageOver, stage_over
-from actors.stage_report import Line
+from actors.stage_over import STAGE_OVER, ending_of, stage_over
+from actors.stage_report import Ending, Line
 from actors.starts_ahead import Recipe, StartsAhead
 from actors.variables import Variables
 from actors.wire import ENDED, HEAT, REQUEST, Undecodable
@@ -139,6 +140,7 @@ class IsolateHost:
             self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
         )
         self._counts = HostCounts()
+        self._live = LiveSwitch()
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._table = table
         self._quarantine = quarantine
@@ -254,6 +256,9 @@ class IsolateHost:
                     )
                 elif kind is Frame.NOTICE:
                     self.drop_version(payload.decode())
+                elif kind is Frame.LIVE:
+                    with self._lock:
+                        self._live.set(WATCHED.decode(payload), time.monotonic())
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
         except (LinkBroken, ConversationLost):
             pass  # the client went away, which is how a link ends
@@ -455,12 +460,12 @@ class IsolateHost:
             finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
             start_type.value, queue_ms, subrequests=finished.subrequests, called=egress is not None and egress.called,
         )  # fmt: skip
-        lines = (Line(line.at_ns // 1_000_000, line.stream, line.text) for line in finished.logs)
-        over = stage_over(
-            request, ended, self.server, at_ms=began_ns // 1_000_000, handler=handler_id, status=conversation.status,
-            cold_cause=cause, lines=lines,
-        )  # fmt: skip
-        self._tell_over(over)
+        if self._is_heard(request):
+            lines = (Line(line.at_ns // 1_000_000, line.stream, line.text) for line in finished.logs)
+            ending = ending_of(
+                request, ended, at_ms=began_ns // 1_000_000, status=conversation.status, cold_cause=cause, lines=lines
+            )
+            self._tell_over(request, ending, handler_id)
         if egress is not None and egress.used:
             self._tell_server(Frame.NOTICE, f"over {handler_id} {int(ended.cpu_ms * 1_000)}".encode())
         self._end(link, request, ended, recorder, conversation.take_held())
@@ -495,10 +500,21 @@ class IsolateHost:
             report_traces=request.report_traces,
         )
 
-    def _tell_over(self, over: StageOver | None) -> None:
-        """Tell the Server, if a tail worker hears of this stage: before it is told that the stage calls nobody more."""
+    def _is_heard(self, request: Request) -> bool:
+        """Whether a tail worker hears of this stage, or somebody watches its worker."""
+        report = request.report_traces
+        return (report is not None and report.is_wanted) or self._live.is_on(request.worker)
+
+    def _tell_over(self, request: Request, ending: Ending, handler: str = "") -> None:
+        """Tell the Server that a stage is over: before it is told that the stage calls nobody more."""
+        over = stage_over(request, ending, self.server, handler=handler)
         if over is not None:
             self._tell_server(Frame.STAGE, STAGE_OVER.encode(over))
+        if self._live.is_on(request.worker):
+            with self._lock:
+                missed = self._live.take(time.monotonic())
+            if missed is not None:
+                self._tell_server(Frame.LIVE, LIVE_EVENT.encode(live_event(request, ending, self.server, missed)))
 
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
@@ -510,7 +526,8 @@ class IsolateHost:
         self._end_unrun(link, request, Ended(why.outcome, why.reason), recorder)
 
     def _end_unrun(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder) -> None:
-        self._tell_over(stage_over(request, ended, self.server, at_ms=time.time_ns() // 1_000_000))
+        if self._is_heard(request):
+            self._tell_over(request, ending_of(request, ended, at_ms=time.time_ns() // 1_000_000))
         self._end(link, request, ended, recorder)
 
     def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:

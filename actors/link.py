@@ -21,8 +21,8 @@ A connection to the machine's way out (``egress.py``) carries one outgoing reque
 
 There bodies are not pulled: both flow at once, and the socket's own buffers are the backpressure.
 
-PREWARM, PRELOAD, NOTICE, HEAT and SPANS are single frames without a reply, VARIABLES is one with a reply of its kind
-(``variables``). A connection that sent SUBSCRIBE gets NOTICE frames for as long as it stays open.
+PREWARM, PRELOAD, NOTICE, HEAT, SPANS, STAGE and LIVE are single frames without a reply, VARIABLES is one with a reply
+of its kind (``variables``). A connection that sent SUBSCRIBE gets NOTICE frames for as long as it stays open.
 
 This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
 ``host_conversation.py``. Frames and their bounds are shared.

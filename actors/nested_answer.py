@@ -71,9 +71,11 @@ class NestedAnswer:
         *,
         over: "Callable[[NestedAnswer, Spent | None], None]",
         report: Callable[[str, list[Span]], None],
+        told: Callable[[Request, Ended], None],
     ) -> None:
         """``recorder`` is the caller's, and ``span_id`` the callee's span below it. ``over`` is told once, after the
-        last word, what the callee spent (None: nobody knows); ``report`` takes spans for the Server of that name."""
+        last word, what the callee spent (None: nobody knows); ``report`` takes spans for the Server of that name,
+        ``told`` how it ended."""
         self.stage = stage
         self._call = call
         self._parent = recorder.context.span_id
@@ -83,6 +85,7 @@ class NestedAnswer:
         recorder.context = recorder.context.child(span_id)
         self._tell_over = over
         self._report = report
+        self._tell_ended = told
         self._served: Served | None = None
         self._request: Request
         self._answer: Answer
@@ -153,6 +156,7 @@ class NestedAnswer:
         try:
             ended = await self._answer.ended()
             self._note(ended)
+            self._tell_ended(self._request, ended)
             spent = _spent(ended)
             if ended.called and ended.outcome not in _UNTOLD:
                 with suppress(TimeoutError):

@@ -36,7 +36,7 @@ from actors.connection import Connection, Frame
 from actors.context import Context
 from actors.context_wire import TooLarge, decode_context, encode_context
 from actors.egress_frames import Asked
-from actors.exchange import Capability, Outcome, ReportTraces, Request, RequestHead
+from actors.exchange import Capability, Ended, Outcome, ReportTraces, Request, RequestHead
 from actors.nested_answer import Answering, CallRefused, FramesBody, NestedAnswer
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.side_work import SideWork
@@ -76,7 +76,9 @@ class NestedCalls:
         report: Callable[[list[Span]], None],
         entropy: Callable[[int], bytes],
         peers: Peers,
+        over: Callable[[Request, Ended], None],
     ) -> None:
+        """``report`` takes spans, ``over`` hears how each call ended."""
         self._server = server
         self._answer = answer
         self._version_of = version_of
@@ -84,6 +86,7 @@ class NestedCalls:
         self._report = report
         self._entropy = entropy
         self._peers = peers
+        self._tell_over = over
         self._stages: OrderedDict[str, CallingStage] = OrderedDict()
         self._lent: Exports[NestedAnswer] = Exports(f"{server}/server")
         self._side = SideWork(f"{server}/nested")
@@ -218,7 +221,9 @@ class NestedCalls:
             stage.calls.over(call, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
         self.counts["calls"] += 1
-        answer = NestedAnswer(stage, call, recorder, callee, over=self._take_back, report=self.report_to)
+        answer = NestedAnswer(
+            stage, call, recorder, callee, over=self._take_back, report=self.report_to, told=self._tell_over
+        )
         head = asked.head
         request = Request(
             asked.request_id,

@@ -37,6 +37,8 @@ from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost
 from actors.link import Answer, BodySource, Links, LinkServer, PulledBody, Reply
+from actors.live_desk import LiveDesk
+from actors.live_tail import WATCHED, Watched, live_event, untold
 from actors.nested_calls import NestedCalls
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.prewarm import PrewarmLimits, Source
@@ -44,6 +46,7 @@ from actors.prewarmer import Prewarmer
 from actors.routing import Place, Route, RoutingLimits
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
+from actors.stage_over import ending_of
 from actors.submission import Submissions, spans_of
 from actors.subscribers import Subscribers, added
 from actors.tail_desk import TailDesk
@@ -123,7 +126,7 @@ class Server:
         self._routes: dict[str, int] = {}
         self._side = SideWork(f"{name}/server")
         self._submissions = Submissions(
-            name, answer=self._answer, report=self._traces.report, side=self._side, entropy=entropy
+            name, answer=self._answer, report=self._traces.report, side=self._side, entropy=entropy, over=self._untold
         )
         #: What this machine's guests ask of other workers, for its way out.
         self.nested = NestedCalls(
@@ -134,7 +137,9 @@ class Server:
             report=self._traces.report,
             peers=peers,
             entropy=entropy,
+            over=self._untold,
         )
+        self._live = LiveDesk(self._tell_watched)
         self._tails = TailDesk(name, peers=peers, ask=self._submissions.run, entropy=entropy)
         self.calls: Calls = {
             **self.nested.calls,
@@ -150,6 +155,7 @@ class Server:
             **self._handover.calls,
             **self._code.calls,
             **self._traces.calls,
+            **self._live.calls,
         }
 
     async def start(self, socket_path: Path) -> None:
@@ -158,6 +164,7 @@ class Server:
         self._side.begin(self._traces.gather())
         self._side.begin(self._prewarmer.work())
         self._side.begin(self._tails.work())
+        self._side.begin(self._live.work())
 
     async def stop(self) -> None:
         """Stop serving; what was gathered of traces is exported."""
@@ -434,9 +441,24 @@ class Server:
                     self._prewarmer.used(worker)
         elif kind is Frame.STAGE:
             self._tails.told(payload, self.nested.stage)
+        elif kind is Frame.LIVE:
+            self._live.told(payload)
         elif kind is Frame.NOTICE:
             word, _, version = payload.decode().partition(" ")
             self._host_says(word, version)
+
+    async def _tell_watched(self, watched: Watched) -> None:
+        """Hosts and edges are to tell of the requests of these workers, and of no others."""
+        payload = WATCHED.encode(watched)
+        self._subscribers.tell({"watched": payload})
+        await self._hosts.tell_all(Frame.LIVE, payload)
+
+    def _untold(self, request: Request, ended: Ended) -> None:
+        """A request that this Server sent is over. If no host had a word on it, whoever watches its worker hears so
+        from here."""
+        if self._live.is_on(request.worker) and untold(ended):
+            ending = ending_of(request, ended, at_ms=time.time_ns() // 1_000_000)
+            self._live.happened(live_event(request, ending, self.name))
 
     def _host_says(self, word: str, version: str) -> None:
         """A request that used the way out is ``over``. A host's process ``began``, perhaps in the place of another.
@@ -514,6 +536,7 @@ class Server:
                 },
                 "nested": self.nested.statistics(),
                 "tails": self._tails.statistics(),
+                "live": self._live.statistics(),
                 "traces": self._traces.statistics(),
                 "hosts": len(self._hosts.alive),
                 "hosts_lost": self._hosts.lost,

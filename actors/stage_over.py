@@ -30,28 +30,31 @@ class StageOver(Struct, frozen=True):
 STAGE_OVER = Codec(StageOver)
 
 
-def stage_over(
-    request: Request,
-    ended: Ended,
-    machine: str,
-    *,
-    at_ms: int,
-    handler: str = "",
-    status: int | None = None,
-    cold_cause: str = "",
-    lines: Iterable[Line] = (),
-) -> StageOver | None:
-    """What a host tells of a request; None when nobody wants to hear it. ``at_ms``: when it began, unix time."""
+def stage_over(request: Request, ending: Ending, machine: str, *, handler: str = "") -> StageOver | None:
+    """What a host tells of a request; None when no tail worker wants to hear it."""
     report = request.report_traces
     if report is None or not report.is_wanted:
         return None
+    stage = ran_on(report.stage, machine, run=len(request.lost_with))
+    return StageOver(ReportTraces(stage, report.to), ending, handler)
+
+
+def ending_of(
+    request: Request,
+    ended: Ended,
+    *,
+    at_ms: int,
+    status: int | None = None,
+    cold_cause: str = "",
+    lines: Iterable[Line] = (),
+) -> Ending:
+    """How a request ended, for whoever looks after its worker. ``at_ms``: when it began, unix time."""
     head = request.head
     ending = Ending(
         ended.outcome, ended.cpu_ms, ended.wall_ms, ended.start_type, cold_cause, at_ms, head.method,
         f"{head.scheme}://{head.authority}{head.path}", status, exception_of(ended), tuple(lines),
     )  # fmt: skip
-    stage = ran_on(report.stage, machine, run=len(request.lost_with))
-    return StageOver(ReportTraces(stage, report.to), ending.cut(LOG_BYTES_MAX), handler)
+    return ending.cut(LOG_BYTES_MAX)
 
 
 def ran_on(stage: Stage, machine: str, *, run: int) -> Stage:

@@ -48,13 +48,16 @@ class Submissions:
         report: Callable[[list[Span]], None],
         side: SideWork,
         entropy: Callable[[int], bytes],
+        over: Callable[[Request, Ended], None],
     ) -> None:
-        """``answer`` finds version and place and sends, as for any request; ``report`` takes a whole trace."""
+        """``answer`` finds version and place and sends, as for any request; ``report`` takes a whole trace, and
+        ``over`` hears how each ended."""
         self._server = server
         self._answer = answer
         self._report = report
         self._side = side
         self._entropy = entropy
+        self._over = over
         self._out: Exports[Submitted] = Exports(f"{server}/server")
 
     def __len__(self) -> int:
@@ -110,6 +113,7 @@ class Submissions:
             served = replace(served, home=home)
 
         def root(ended: Ended) -> None:
+            self._over(request, ended)
             ended = replace(ended, home=home, hop=ended.server not in ("", self._server))
             status = served.status if served is not None else status_of(ended.outcome).status
             attributes = root_attributes(request, served, ended, status)

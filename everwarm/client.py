@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,12 @@ from typing import Any, TypeVar
 
 from actors.bindings import NOTHING_BOUND, Bindings
 from actors.exchange import WINDOW_BYTES_MAX, Chunk, Ended, Outcome, Request, RequestHead, Served, status_of
+from actors.live_tail import LiveFilter
 from actors.peer import Peer, PeerFailed, PeerLost, RayPeers
 from actors.view import decode_plain, encode_plain
 from actors.wire import CHUNK, REQUEST, SERVED
 from everwarm.home import Home, Running
+from everwarm.live_reader import LiveNews, LiveReader, NotWatched
 from tracing.trace import Span
 from tracing.wire import Malformed, decode_spans
 
@@ -34,6 +36,7 @@ T = TypeVar("T")
 
 #: Answers are held whole by ``fetch``; larger ones go over HTTPS.
 FETCH_BYTES_MAX = 64 << 20
+EVERYTHING = LiveFilter()
 
 
 class EverwarmError(Exception):
@@ -347,6 +350,21 @@ class AsyncClient:
                 return spans
             await asyncio.sleep(0.05)
 
+    async def tail(self, worker: str, wanted: LiveFilter = EVERYTHING) -> LiveReader:
+        """Watch what a worker does on all servers from now on: an async iterator of ``LiveEvent``, and of what was
+        missed. Whoever opened it closes it. ``EverwarmError`` when too many watch already."""
+
+        def servers() -> list[str]:
+            self.refresh()
+            return self.servers
+
+        reader = LiveReader(worker, wanted, servers=servers, peer=lambda server: self._peers.get(f"{server}/server"))
+        try:
+            await reader.open()
+        except NotWatched as refused:
+            raise EverwarmError(str(refused)) from refused
+        return reader
+
     async def _of_servers(self, method: str, order: dict[str, Any]) -> list[bytes]:
         """What the servers say that can be reached. ``EverwarmError`` when none can."""
 
@@ -508,6 +526,17 @@ class Client:
     def trace(self, trace_id: str) -> list[Span]:
         """See ``AsyncClient.trace``."""
         return self._wait(self._inner.trace(trace_id))
+
+    def tail(self, worker: str, wanted: LiveFilter = EVERYTHING) -> Generator[LiveNews, None, None]:
+        """See ``AsyncClient.tail``. Watching begins with this call, and ends when the iterator is closed."""
+        return self._read(self._wait(self._inner.tail(worker, wanted)))
+
+    def _read(self, reader: LiveReader) -> Generator[LiveNews, None, None]:
+        try:
+            while True:
+                yield self._wait(anext(reader))
+        finally:
+            self._wait(reader.close())
 
     def wait_for_trace(self, trace_id: str, timeout_s: float = 5.0) -> list[Span]:
         """See ``AsyncClient.wait_for_trace``."""

@@ -266,7 +266,7 @@ async def _start_server(world: World) -> Started:
         try:
             await endpoint.start(config.metrics_listen, world.metrics_port)
         except OSError as taken:
-            # Of one machine's servers this was looked at before. Elsewhere, requests are worth more than their counters.
+            # Of one machine this was looked at before. On other nodes, requests are worth more than their counters.
             _log.error("metrics cannot be read at port %d: %s", world.metrics_port, taken.strerror or taken)
     egress = EgressServer(_egress_policy(config, endpoint.address), nested=server.nested)
     world.socket("egress").unlink(missing_ok=True)

@@ -25,7 +25,9 @@ import uvicorn
 from actors.connection import Connection, Frame, LinkBroken, NobodyListens
 from actors.exchange import Ended, Lease, Outcome, Request, RequestHead
 from actors.link import BodySource, LinkAnswer, Links
+from actors.live_tail import LIVE_EVENT, WATCHED, LiveEvent, LiveSwitch, live_event, untold
 from actors.side_work import SideWork
+from actors.stage_over import ending_of
 from actors.view import decode_plain
 from actors.wire import REQUEST
 from actors.worker_names import is_worker_name
@@ -111,6 +113,7 @@ class Ingress:
         self._requests = 0
         self._waiting = 0  # for a Server that is away
         self._outcomes: dict[str, int] = {}
+        self._live = LiveSwitch()
         self._prewarms = 0
         self._uvicorn: uvicorn.Server | None = None
         self._side = SideWork(f"{name}/ingress")
@@ -242,6 +245,8 @@ class Ingress:
             _, payload = await connection.receive()
             notice = decode_plain(payload)
             self._told = notice.get("told", self._told)
+            if "watched" in notice:
+                self._live.set(WATCHED.decode(notice["watched"]), time.monotonic())
             if notice.get("reset"):
                 self._routes, self._body_bytes_max, self._routed = Routes(), {}, {}
             if notice.get("revoke_all"):
@@ -329,9 +334,19 @@ class Ingress:
             _log.exception("request %s failed at the edge", request.request_id)
             await exchange.fail(Ended(Outcome.INTERNAL_ERROR, type(fault).__name__), None)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, request: Request, ended: Ended, began_ns: int) -> None:
         """A request is over, as its client saw it."""
-        self._outcomes[outcome.value] = self._outcomes.get(outcome.value, 0) + 1
+        self._outcomes[ended.outcome.value] = self._outcomes.get(ended.outcome.value, 0) + 1
+        if self._live.is_on(request.worker) and untold(ended):
+            missed = self._live.take(time.monotonic())
+            if missed is not None:
+                ending = ending_of(request, ended, at_ms=began_ns // 1_000_000)
+                self._side.begin(self._tell_live(live_event(request, ending, self.name, missed)))
+
+    async def _tell_live(self, event: LiveEvent) -> None:
+        """Whoever watches a worker hears of a request that no host told of."""
+        with suppress(LinkBroken):  # then nobody watches through this Server
+            await self.links.tell(self.server, Frame.LIVE, LIVE_EVENT.encode(event))
 
     def wants_trace(self, facts: RequestFacts) -> bool:
         """Whether the spans of a request are worth reading and sending on."""

@@ -74,10 +74,12 @@ class Sampler:
 
     def keep(self, facts: Facts, now_s: float) -> bool:
         """True when this trace is to be kept."""
-        wanted = self.remarkable(facts) or self._steady.take(now_s) or self._by_ratio(facts.trace_id)
+        wanted = self.remarkable(facts) or self._steady.take(now_s) or in_ratio(facts.trace_id, self._rates.ratio)
         return wanted and self._ceiling.take(now_s)
 
-    def _by_ratio(self, trace_id: str) -> bool:
-        # Hashed: not every client draws its ids at random.
-        digest = hashlib.blake2b(trace_id.encode("ascii", "replace"), digest_size=7).digest()
-        return int.from_bytes(digest, "big") < self._rates.ratio * 2**56
+
+def in_ratio(trace_id: str, ratio: float) -> bool:
+    """Whether a trace is among that share of all: whoever asks, wherever, gets the same answer."""
+    # Hashed: not every client draws its ids at random.
+    digest = hashlib.blake2b(trace_id.encode("ascii", "replace"), digest_size=7).digest()
+    return int.from_bytes(digest, "big") < ratio * 2**56

@@ -2,12 +2,18 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
+import prometheus_text
 import pytest
 from cluster_site import Site
 from crowd import CLIENTS, MIX, REQUESTS_EACH, crowd
@@ -292,3 +298,45 @@ def test_a_crowd_of_good_and_bad_leaves_nothing_behind(site: Site) -> None:
     while left() and time.monotonic() < until:
         threading.Event().wait(0.05)
     assert left() == {}
+
+
+def test_a_worker_is_watched_live_from_a_command_line(site: Site) -> None:
+    command = [sys.executable, "-m", "everwarm.cli", "tail", "hello", "--json", "--search", "/watched"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    assert watching.stderr is not None
+    try:
+        assert watching.stderr.readline().startswith("watching hello on server-1, server-2, server-3")
+        found: dict[str, dict[str, object]] = {}
+        # Twice from each server: without a lease and with one, at home and away from it.
+        for server, port in [*site.cluster.ports.items()] * 2:
+            answer = fetch(site.cluster.tls(), port, "hello.localhost", f"/watched/{server}?secret=x")
+            event = json.loads(watching.stdout.readline())
+            assert event["request_id"] == answer.headers["everwarm-request-id"]
+            assert event["url"] == f"https://hello.localhost/watched/{server}?secret=REDACTED"
+            found[event["request_id"]] = event
+        assert {event["server"] for event in found.values()} == {site.homes["hello"]}
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20.0) == 0
+        assert watching.stderr.read() == ""
+    finally:
+        watching.kill()
+        watching.wait()
+    live = [site.cluster.client.statistics()[f"{server}/server"]["live"]["open"] for server in site.cluster.ports]
+    assert live == [0, 0, 0]
+
+
+def test_each_server_tells_its_metrics(site: Site) -> None:
+    counters = site.cluster.client.statistics()
+    ended = 0.0
+    for server, port in site.cluster.ports.items():
+        fetch(site.cluster.tls(), port, "hello.localhost", "/counted")
+        with urllib.request.urlopen(f"http://{counters[f'{server}/server']['metrics']}/metrics", timeout=10) as answer:
+            families = prometheus_text.read(answer.read().decode())
+        assert families["everwarm_server_info"].value(server=server) == 1
+        up = families["everwarm_role_up"]
+        assert [up.value(role=role) for role in ("server", "host", "shard", "ingress")] == [1, 1, 1, 1]
+        assert families["everwarm_requests_total"].value(outcome="ok") >= 1
+        assert families["everwarm_process_memory_bytes"].value(role="host") > 1 << 20
+        ended += families["everwarm_invocations_total"].value(host="host", outcome="ok")
+    assert ended >= 3

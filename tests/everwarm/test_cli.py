@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_are_those_of_all_nouns() -> None:
-    assert {"up", "down", "status", "build", "deploy", "remove", "list", "fetch", "traces", "viewer"} <= set(
+    assert {"up", "down", "status", "build", "deploy", "remove", "list", "fetch", "tail", "traces", "viewer"} <= set(
         main.commands
     )
 
@@ -54,7 +54,7 @@ def test_nothing_slow_is_imported_before_a_command_runs() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["traces"], ["fetch", "w"], ["remove", "w"]])
+@pytest.mark.parametrize("arguments", [["list"], ["traces"], ["tail", "w"], ["fetch", "w"], ["remove", "w"]])
 def test_without_a_cluster_a_command_is_one_line_and_exit_code_1(home: Path, arguments: list[str]) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from actors.catalog import Deployed
 from actors.connection import FRAME_BYTES_MAX, Frame, LinkBroken
-from actors.exchange import Lease
+from actors.exchange import Ended, Lease, Outcome, Request, RequestHead
 from actors.link import Links
+from actors.live_tail import LIVE_EVENT, WATCHED, Watched
 from actors.subscribers import Subscribers, added
 from actors.worker import Deployment, Limits, Plan, Version
 from ingress.authority import LocalAuthority
@@ -160,3 +161,39 @@ def test_the_hello_of_a_route_warms_its_worker(tmp_path: Path) -> None:
 
     asyncio.run(hellos())
     assert warmed == ["shop"], "whose path it will be, nobody knows yet"
+
+
+def test_a_request_that_no_host_told_of_is_told_by_the_edge_if_somebody_watches(tmp_path: Path) -> None:
+    edge, told = Edge(tmp_path), Told()
+    edge.ingress.links = told  # type: ignore[assignment]
+    head = RequestHead("GET", "https", "shop.localhost", "/?sid=abc")
+    lost = Ended(Outcome.HOME_LOST)
+
+    async def scenario() -> None:
+        shop = Request("r1", "shop", head, "")
+        edge.ingress.ended(shop, lost, 7_000_000)
+        edge.subscribers.tell({"watched": WATCHED.encode(Watched(1, ("shop",)))})
+        with suppress(LinkBroken):
+            await edge.ingress._hear(edge._line, asyncio.Event())  # type: ignore[arg-type]
+        edge.ingress.ended(shop, lost, 7_000_000)
+        edge.ingress.ended(shop, Ended(Outcome.OK, server="server-1"), 7_000_000)  # its host has told
+        edge.ingress.ended(Request("r2", "blog", head, ""), lost, 7_000_000)
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    ((path, kind, payload),) = told.sent
+    event = LIVE_EVENT.decode(payload)
+    assert (path, kind) == (edge.ingress.server, Frame.LIVE)
+    assert (event.request_id, event.ending.status, event.ending.at_ms) == ("r1", 502, 7)
+    assert event.ending.url == "https://shop.localhost/?sid=REDACTED"
+    assert asyncio.run(edge.ingress.statistics())["outcomes"] == {"homeLost": 3, "ok": 1}
+
+
+class Told:
+    """Links that remember what was told."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Frame, bytes]] = []
+
+    async def tell(self, path: str, kind: Frame, payload: bytes) -> None:
+        self.sent.append((path, kind, payload))
