@@ -13,6 +13,7 @@ from actors.peer import Calls
 from actors.view import decode_plain, encode_plain
 from tracing.collector import Collector, CompletedTrace
 from tracing.export import OtlpExporter
+from tracing.sampling import TreeSampler
 from tracing.trace import Span
 from tracing.wire import encode_spans
 
@@ -35,7 +36,7 @@ class TraceDesk:
     def __init__(self, exporter: OtlpExporter | None, make_exporter: MakeExporter) -> None:
         self._exporter = self._configured = exporter
         self._make_exporter = make_exporter
-        self._collector = Collector()
+        self._collector = Collector(sampler=TreeSampler())
         self.calls: Calls = {"traces": self.traces, "export_to": self.export_to, "trace": self.trace}
 
     def report(self, spans: list[Span]) -> None:

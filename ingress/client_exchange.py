@@ -305,7 +305,8 @@ class ClientExchange:
             error=is_error(ended.outcome),
             duration_ms=(now_ns - self._began_ns) / 1e6,
         )
-        if not self._edge.wants_trace(facts):
+        wanted = self._edge.wants_trace(facts)
+        if not (wanted or ended.called):
             return
         spans: list[Span] = []
         for report in ended.spans:
@@ -317,6 +318,9 @@ class ClientExchange:
         attributes = root_attributes(self._request, served, ended, status)
         attributes[Attr.HTTP_RESPONSE_BYTES] = self._sent_bytes
         attributes[Attr.STAGES] = len(spans) + 1
+        if not wanted:
+            # What it called tells of itself, and may be worth keeping; without a root it would be kept in any case.
+            attributes[Attr.SAMPLED] = False
         root = self._recorder.span(
             SpanName.REQUEST, self._began_ns, now_ns, attributes, span_id=self._root_id,
             parent=NO_PARENT if self._given is None else None, error=facts.error,

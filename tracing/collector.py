@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tracing.sampling import Sampler
+from tracing.sampling import Sampler, TreeSampler
 from tracing.summary import TraceSummary, in_order, root_of, summarize
 from tracing.trace import Attr, Span, SpanName, approximate_bytes
 
@@ -154,7 +154,7 @@ class Collector:
     def __init__(
         self,
         limits: CollectorLimits = CollectorLimits(),
-        sampler: Sampler | None = None,
+        sampler: Sampler | TreeSampler | None = None,
     ) -> None:
         self._limits = limits
         self._sampler = sampler

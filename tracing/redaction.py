@@ -64,9 +64,21 @@ _RANDOM: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_.
 _SEPARATOR: Final = re.compile(r"([&;])")
 
 
+# A value may be an address, with a query that has one in it. Nobody nests them deeper in good faith.
+_DEPTH_MAX: Final = 3
+_USER_INFO: Final = re.compile(r"//[^/?#@]*@")
+
+
 def redact_query(query: str) -> str:
-    """A query string (without "?") with the values that look like secrets replaced by `REDACTED`."""
-    return "".join(part if part in "&;" else _redact_pair(part) for part in _SEPARATOR.split(query))
+    """A query string (without "?") with the values that look like secrets replaced by `REDACTED`.
+
+    A value that is an address is looked through as well.
+    """
+    return _redacted(query, _DEPTH_MAX)
+
+
+def _redacted(query: str, depth_left: int) -> str:
+    return "".join(part if part in "&;" else _redact_pair(part, depth_left) for part in _SEPARATOR.split(query))
 
 
 def redact_header(name: str, value: str) -> str:
@@ -74,13 +86,23 @@ def redact_header(name: str, value: str) -> str:
     return REDACTED if _names_a_secret(name) else value
 
 
-def _redact_pair(pair: str) -> str:
+def _redact_pair(pair: str, depth_left: int) -> str:
     name, equals, value = pair.partition("=")
     if not equals:
         return REDACTED if _looks_random(unquote_plus(name)) else pair
     if value and (_names_a_secret(unquote_plus(name)) or _looks_random(unquote_plus(value))):
         return f"{name}={REDACTED}"
-    return pair
+    plain = unquote_plus(value)
+    if _USER_INFO.search(plain):
+        return f"{name}={REDACTED}"
+    address, question, inner = plain.partition("?")
+    if not question:
+        return pair
+    redacted = _redacted(inner, depth_left - 1) if depth_left > 0 else REDACTED
+    if redacted == inner:
+        return pair
+    # What was written in another way is not written anew: nobody would know it again.
+    return f"{name}={address}?{redacted}" if plain == value else f"{name}={REDACTED}"
 
 
 def _names_a_secret(name: str) -> bool:

@@ -78,6 +78,26 @@ class Sampler:
         return wanted and self._ceiling.take(now_s)
 
 
+class TreeSampler:
+    """Answers once for each finished tree whose root an edge has judged already, by what it saw of the root alone.
+
+    What the edge wanted stays. What it did not want is kept if a stage below is remarkable: its own start was cold, or
+    it failed; then the edge's ceiling has not counted it, so that there is another one.
+    """
+
+    def __init__(self, rates: SamplingRates = SamplingRates()) -> None:
+        self._roots = Sampler(rates)
+        self._ceiling = TokenBucket(rates.ceiling_per_s, rates.burst_s)
+
+    def remarkable(self, facts: TraceSummary) -> bool:
+        """True when a tree is kept for what it is, not by chance."""
+        return self._roots.remarkable(facts)
+
+    def keep(self, facts: TraceSummary, now_s: float) -> bool:
+        """True when this tree is to be kept."""
+        return facts.sampled or (self.remarkable(facts) and self._ceiling.take(now_s))
+
+
 def in_ratio(trace_id: str, ratio: float) -> bool:
     """Whether a trace is among that share of all: whoever asks, wherever, gets the same answer."""
     # Hashed: not every client draws its ids at random.

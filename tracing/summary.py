@@ -21,6 +21,7 @@ class TraceSummary:
 
     `server`: the machine that got the request; `ran_on`: where its guest ran; `home`: the ring's answer.
     `hop`: it ran on another machine than it came to. `refused`: why a home gave it back. `complete`: the root is there.
+    `sampled`: whoever made the root wants to keep the trace; else it is kept for what is remarkable below it.
     """
 
     trace_id: str
@@ -46,6 +47,7 @@ class TraceSummary:
     spans: int
     error: bool
     complete: bool
+    sampled: bool = True
 
 
 def root_of(spans: Iterable[Span]) -> Span | None:
@@ -120,6 +122,7 @@ def summarize(spans: Iterable[Span]) -> TraceSummary:
         spans=len(ordered),
         error=any(span.error for span in ordered),
         complete=root is not None,
+        sampled=root is None or root.attributes.get(Attr.SAMPLED) is not False,
     )
 
 

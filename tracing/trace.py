@@ -149,6 +149,7 @@ class Attr:
     DEPTH: Final = "everwarm.depth"
     BINDING: Final = "everwarm.binding"
     STAGES: Final = "everwarm.stages"
+    SAMPLED: Final = "everwarm.sampled"
     LOG_TEXT: Final = "everwarm.log_text"
     TRUNCATED: Final = "everwarm.truncated"
 

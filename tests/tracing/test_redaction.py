@@ -35,6 +35,14 @@ LONG = "sk_live_51Habcdefghijklmnopqrstuvwxyz0123456789"
         (LONG, "REDACTED"),
         ("id=123e4567-e89b-12d3-a456-426614174000", "id=123e4567-e89b-12d3-a456-426614174000"),
         ("&&=;", "&&=;"),
+        ("url=http://x.test/?token=abc&n=1", "url=http://x.test/?token=REDACTED&n=1"),
+        ("url=http://x.test/?u=http://y.test/?sid=abc", "url=http://x.test/?u=http://y.test/?sid=REDACTED"),
+        ("url=http://x.test/?u=http://y.test/?n=1", "url=http://x.test/?u=http://y.test/?n=1"),
+        ("next=https%3A%2F%2Fx.test%2F%3Ftoken%3Dabc", "next=REDACTED"),
+        ("next=https%3A%2F%2Fx.test%2F%3Fpage%3D2", "next=https%3A%2F%2Fx.test%2F%3Fpage%3D2"),
+        ("url=http://ada:pw@x.test/", "url=REDACTED"),
+        ("mail=ada@x.test", "mail=ada@x.test"),
+        ("q=why?&n=1", "q=why?&n=1"),
     ],
 )
 def test_query(query: str, redacted: str) -> None:
@@ -77,3 +85,8 @@ def test_any_text_keeps_its_form(query: str) -> None:
 )
 def test_a_named_secret_never_stays(name: str, secret: object, before: str) -> None:
     assert str(secret) not in redact_query(f"{before}&{name}={secret}")
+
+
+def test_addresses_in_addresses_are_looked_through_to_an_end() -> None:
+    nested = "a=?" * 10_000 + "n=1"
+    assert redact_query(nested) == "a=?a=?a=?a=?REDACTED"

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from tracing.sampling import Sampler, SamplingRates
+from tracing.sampling import Sampler, SamplingRates, TreeSampler
 from tracing.summary import TraceSummary, summarize
 from tracing.trace import Role, Span, SpanName, new_trace_id
 
@@ -80,3 +80,11 @@ def test_time_that_runs_backwards_fills_nothing() -> None:
 def test_a_rate_below_one_still_lets_one_through() -> None:
     sampler = Sampler(SamplingRates(steady_per_s=0.125, ratio=0, burst_s=2))
     assert [sampler.keep(numbered(i), float(i)) for i in range(17)].count(True) == 3
+
+
+def test_a_tree_whose_root_nobody_wanted_is_kept_for_what_is_below_it() -> None:
+    sampler = TreeSampler(SamplingRates(ceiling_per_s=2.0, burst_s=1.0))
+    assert all(sampler.keep(numbered(n), 0.0) for n in range(100))  # wanted by its edge, which has a ceiling of its own
+    assert not sampler.keep(numbered(1, sampled=False), 0.0)
+    assert not sampler.remarkable(numbered(1, sampled=False))
+    assert [sampler.keep(numbered(n, sampled=False, start_type="cold"), 0.0) for n in range(3)] == [True, True, False]
