@@ -127,6 +127,8 @@ class NestedCalls:
 
     def report_to(self, edge: str, spans: list[Span]) -> None:
         """Spans of a stage, for the Server where the tree's request came in."""
+        if not spans:
+            return  # its trace is not sampled
         if edge in ("", self._server):
             self._report(spans)
         else:

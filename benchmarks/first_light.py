@@ -103,18 +103,18 @@ async def latencies(
     return cold, warm, sharded
 
 
-async def throughput(port: int, host: str, ca: str, connections: int, seconds: float) -> float:
+async def throughput(port: int, host: str, ca: str, connections: int, seconds: float, path: str = "/") -> float:
     """Answers a second over ``connections`` open connections."""
     tls = ssl.create_default_context(cafile=ca)
     opened = [await open_connection(port, tls) for _ in range(connections)]
     for connection in opened:
-        await connection.request(host)
+        await connection.request(host, path)
     until = time.perf_counter() + seconds
 
     async def drive(connection: Connection) -> int:
         count = 0
         while time.perf_counter() < until:
-            await connection.request(host)
+            await connection.request(host, path)
             count += 1
         return count
 
@@ -123,8 +123,9 @@ async def throughput(port: int, host: str, ca: str, connections: int, seconds: f
     return total / (time.perf_counter() - began)
 
 
-def _throughput_process(port: int, host: str, ca: str, connections: int, seconds: float) -> float:
-    return uvloop.run(throughput(port, host, ca, connections, seconds))
+def throughput_process(port: int, host: str, ca: str, connections: int, seconds: float, path: str = "/") -> float:
+    """The same, for a process of its own."""
+    return uvloop.run(throughput(port, host, ca, connections, seconds, path))
 
 
 def main() -> None:
@@ -145,7 +146,7 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             rps = pool.apply(
-                _throughput_process,
+                throughput_process,
                 (cluster.ports[home], f"{worker}.localhost", str(cluster.home.ca_certificate), 32, options.seconds),
             )
         print_result(

@@ -11,12 +11,16 @@ the others:
 * ``binding_other_machine_ms_p50``  the same, the callee at home on another server;
 * ``tree_three_machines_ms_p50``    a dispatcher, a user's worker and the outbound worker that what it fetches goes
   to, each at home on another server: three guests, two hops;
-* ``ray_call_p50_ms``               one Ray actor call with as many bytes as an offer, all through the run.
+* ``ray_call_p50_ms``               one Ray actor call with as many bytes as an offer, all through the run;
+* ``traced_over_untraced_rps``      answers a second of the binding on one machine, 16 connections, with traces at the
+  default sampling that go to a backend, over those without any: the median of pairs of rounds, one right after the
+  other, whose order alternates. ``traced_rps`` and ``untraced_rps`` are medians as well.
 
 Medians; single figures of one machine in one run. Compare only what was measured in the same run.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 from itertools import count
@@ -24,13 +28,17 @@ from itertools import count
 import uvloop
 
 from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding
-from benchmarks.first_light import open_connection, timed_ms
+from benchmarks.first_light import open_connection, throughput_process, timed_ms
 from benchmarks.local_cluster import WORKERS, LocalCluster, local_cluster, print_result
+from benchmarks.otlp_sink import otlp_sink
 from benchmarks.replay.ray_call import RayCall, RayCalls
 
 #: As many bytes as the offer of a small nested request has.
 _OFFER_BYTES = 1_200
 _NAMES_MAX = 200
+#: Enough for both cores to be busy, and for requests to wait a little.
+_CONNECTIONS = 16
+_ROUND_S = 1.0
 
 
 class Placed:
@@ -68,10 +76,36 @@ async def measure(cluster: LocalCluster, paths: dict[str, tuple[str, str, str]],
     return {figure: round(statistics.median(times), 3) for figure, times in took.items()}
 
 
+def tracing_cost(cluster: LocalCluster, server: str, worker: str, path: str, pairs: int) -> dict[str, float]:
+    """Answers a second with traces and without, and what the one is of the other."""
+    rps: dict[bool, list[float]] = {True: [], False: []}
+    order = (cluster.ports[server], f"{worker}.localhost", str(cluster.home.ca_certificate), _CONNECTIONS)
+    with otlp_sink() as sink, multiprocessing.get_context("spawn").Pool(1) as pool:
+        cluster.client.export_traces_to(sink.url)
+        try:
+            pool.apply(throughput_process, (*order, _ROUND_S, path))  # starts the isolates that so many ask for
+            for pair in range(pairs):
+                for traced in (True, False) if pair % 2 else (False, True):
+                    cluster.client.configure_traces(on=traced)
+                    rps[traced].append(pool.apply(throughput_process, (*order, _ROUND_S, path)))
+        finally:
+            cluster.client.configure_traces(on=True)
+            cluster.client.export_traces_to("")
+        if not sink.spans:
+            raise RuntimeError("no span reached the backend: what was measured is something else")
+    ratios = [traced / untraced for traced, untraced in zip(rps[True], rps[False], strict=True)]
+    return {
+        "traced_over_untraced_rps": round(statistics.median(ratios), 3),
+        "traced_rps": round(statistics.median(rps[True]), 1),
+        "untraced_rps": round(statistics.median(rps[False]), 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What calls between workers take.")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--rounds", type=int, default=300, help="requests of each kind")
+    parser.add_argument("--pairs", type=int, default=12, help="rounds of a second with traces, and without")
     options = parser.parse_args()
     with local_cluster("--servers", "3") as cluster:
         placed = Placed(cluster)
@@ -103,6 +137,8 @@ def main() -> None:
         finally:
             ray_ms = ray_calls.close()
         figures["ray_call_p50_ms"] = round(statistics.median(ray_ms), 3)
+        print(f"{options.pairs} rounds with traces, and without", file=sys.stderr)
+        figures |= tracing_cost(cluster, "server-1", near, callee, options.pairs)
         print_result(dict(figures), as_json=options.json)
 
 

@@ -36,6 +36,7 @@ METRICS_ABOVE = 1_000
 @click.option("--metrics-address", default="", help="Address to listen on for them: loopback, unless it is named here.")
 @click.option("--metrics/--no-metrics", default=True, help="Whether metrics can be read.")
 @click.option("--otlp", "otlp_url", default="", metavar="URL", help="Send traces and metrics to this OTLP endpoint.")
+@click.option("--traces/--no-traces", default=True, help="Whether clients' requests leave traces.")
 @click.option("--otlp-header", multiple=True, metavar="K=V", help="A header for that endpoint; may be repeated.")
 @click.option("--certificates", default="", metavar="DIR", help="PEM files by host name, instead of the local CA's.")
 @click.option(
@@ -68,6 +69,7 @@ def up(
     metrics_address: str,
     metrics: bool,
     otlp_url: str,
+    traces: bool,
     otlp_header: tuple[str, ...],
     certificates: str,
     hosts: int,
@@ -141,6 +143,7 @@ def up(
         otlp_url=otlp_url,
         otlp_headers=headers,
         otlp_metrics=viewing is None,
+        traces=traces,
         metrics=metrics,
         metrics_address=metrics_address,
         metrics_port=metrics_port,

@@ -318,6 +318,12 @@ class AsyncClient:
         peer = await self._peers.get(f"{server}/shard")
         await _calling(peer, "configure", encode_plain(changes))
 
+    async def configure_traces(self, *, on: bool) -> None:
+        """Whether clients' requests leave traces from now on, on all servers. Drivers' requests always do."""
+        order = encode_plain({"traces": on})
+        edges = [await self._peers.get(f"{server}/ingress") for server in self.servers]
+        await asyncio.gather(*(_calling(edge, "configure", order) for edge in edges))
+
     async def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """Send the traces of all servers to another OTLP/HTTP endpoint from now on; with an empty url to the
         one that they were started with."""
@@ -514,6 +520,10 @@ class Client:
     def configure_admission(self, server: str, **changes: int | float | bool) -> None:
         """See ``AsyncClient.configure_admission``."""
         self._wait(self._inner.configure_admission(server, **changes))
+
+    def configure_traces(self, *, on: bool) -> None:
+        """See ``AsyncClient.configure_traces``."""
+        self._wait(self._inner.configure_traces(on=on))
 
     def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """See ``AsyncClient.export_traces_to``."""

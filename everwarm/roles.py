@@ -71,6 +71,8 @@ class ClusterConfig:
     port: int = 8443  # of the first server; the others follow
     otlp_url: str = ""
     otlp_headers: dict[str, str] = field(default_factory=dict)
+    #: Whether requests leave traces.
+    traces: bool = True
     #: Whether that endpoint is told metrics, too; a viewer of traces does not take them.
     otlp_metrics: bool = True
     #: Where each server's metrics are read, or not at all. The port is the first server's, as ``port``; with 0, or with
@@ -356,11 +358,16 @@ async def _start_ingress(world: World) -> Started:
         authority=authority,
         certificates=Path(config.certificates) if config.certificates else None,
         entropy=_ids(),
+        traces=config.traces,
     )
     port = await ingress.start()
 
     async def statistics(payload: bytes) -> bytes:
         return encode_plain({**await ingress.statistics(), "pid": os.getpid()})
+
+    async def configure(payload: bytes) -> bytes:
+        ingress.traces = bool(decode_plain(payload)["traces"])
+        return b""
 
     async def drain(payload: bytes) -> bytes:
         await ingress.drain(FINISH_S_MAX)
@@ -371,7 +378,7 @@ async def _start_ingress(world: World) -> Started:
             renewing.cancel()
         await ingress.stop()
 
-    return Started({"statistics": statistics, "drain": drain}, stop, {"port": port})
+    return Started({"statistics": statistics, "configure": configure, "drain": drain}, stop, {"port": port})
 
 
 @dataclass(frozen=True, slots=True)

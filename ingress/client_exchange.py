@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import Any, Protocol
 
 import msgspec
@@ -66,6 +67,7 @@ class Edge(Protocol):
     links: Links
     server: str  # the Server's socket
     entropy: Callable[[int], bytes]
+    traces: bool  # whether requests leave any
 
     def body_bytes_max(self, worker: str) -> int: ...
     def lease(self, worker: str) -> Lease | None: ...
@@ -143,6 +145,8 @@ class ClientExchange:
         self._recorder = Recorder.under(
             given.traceparent() if given is not None else "", edge.name, Role.INGRESS, edge.entropy
         )
+        # Whether its own part is kept is its client's business; ours is ours.
+        self._recorder.context = replaced(self._recorder.context, sampled=edge.traces)
         self._root_id = self._recorder.new_id()
         under_root = self._recorder.context.child(self._root_id)
         self._request = replace(request, traceparent=under_root.traceparent(), edge=edge.name)
@@ -295,6 +299,8 @@ class ClientExchange:
     def _tell(self, served: Served | None, ended: Ended, status: int) -> None:
         """Count it, and put the trace together, if it is kept: the root, and what every role on the way reported."""
         self._edge.ended(self._request, ended, self._began_ns)
+        if not self._edge.traces:
+            return
         now_ns = time.time_ns()
         facts = RequestFacts(
             trace_id=self._recorder.context.trace_id,
@@ -321,11 +327,11 @@ class ClientExchange:
         if not wanted:
             # What it called tells of itself, and may be worth keeping; without a root it would be kept in any case.
             attributes[Attr.SAMPLED] = False
-        root = self._recorder.span(
+        self._recorder.span(
             SpanName.REQUEST, self._began_ns, now_ns, attributes, span_id=self._root_id,
             parent=NO_PARENT if self._given is None else None, error=facts.error,
         )  # fmt: skip
-        self._edge.keep_trace([root, *spans])
+        self._edge.keep_trace([*self._recorder.spans, *spans])
 
 
 class BrokenOff(Exception):

@@ -83,6 +83,7 @@ class Ingress:
         certificates: Path | None,
         entropy: Callable[[int], bytes],
         limits: IngressLimits | None = None,
+        traces: bool = True,
         exchange_limits: ExchangeLimits | None = None,
         head_limits: HeadLimits | None = None,
     ) -> None:
@@ -92,6 +93,7 @@ class Ingress:
         self.server = str(server_socket)
         self.links = links
         self.entropy = entropy
+        self.traces = traces
         self._limits = limits or IngressLimits()
         self._exchange_limits = exchange_limits or ExchangeLimits()
         self._head_limits = head_limits or HeadLimits()

@@ -25,7 +25,8 @@ NO_PARENT = ""
 
 
 class Recorder:
-    """The spans that one role adds to one trace, below the span that ``context`` names."""
+    """The spans that one role adds to one trace, below the span that ``context`` names. Of a trace that is not sampled
+    there are none: its ids are passed on, and nothing is told."""
 
     __slots__ = ("_entropy", "context", "role", "server", "spans")
 
@@ -59,8 +60,10 @@ class Recorder:
         parent: str | None = None,
         events: tuple[SpanEvent, ...] = (),
         error: bool = False,
-    ) -> Span:
+    ) -> None:
         """Add a span. ``span_id`` if it was named before; ``parent`` if it is not the context's, or ``NO_PARENT``."""
+        if not self.context.sampled:
+            return
         made = Span(
             self.context.trace_id,
             span_id or self.new_id(),
@@ -75,4 +78,3 @@ class Recorder:
             error,
         )
         self.spans.append(made)
-        return made

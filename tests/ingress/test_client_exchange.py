@@ -9,7 +9,9 @@ import pytest
 from actors.exchange import Ended, Outcome, Request, RequestHead
 from ingress.client_exchange import ClientExchange, ExchangeLimits
 from tracing.sampling import RequestFacts
-from tracing.trace import Attr, Span
+from tracing.trace import Attr, Span, TraceContext, parse_traceparent
+
+REQUEST = Request("r1", "shop", RequestHead("GET", "https", "shop.localhost", "/"), "")
 
 
 class Edge:
@@ -19,8 +21,9 @@ class Edge:
     server = "server.sock"
     entropy = staticmethod(secrets.token_bytes)
 
-    def __init__(self, keeps: bool) -> None:
+    def __init__(self, keeps: bool, traces: bool = True) -> None:
         self._keeps = keeps
+        self.traces = traces
         self.kept: list[Span] = []
         self.endings: list[Outcome] = []
 
@@ -50,8 +53,21 @@ def test_a_root_is_told_if_it_is_kept_or_if_it_has_stages_below(
     keeps: bool, called: bool, sampled: list[bool | None]
 ) -> None:
     edge = Edge(keeps)
-    request = Request("r1", "shop", RequestHead("GET", "https", "shop.localhost", "/"), "")
-    exchange = ClientExchange(edge, request, None, 1, receive, send, ExchangeLimits())  # type: ignore[arg-type]
+    exchange = ClientExchange(edge, REQUEST, None, 1, receive, send, ExchangeLimits())  # type: ignore[arg-type]
     exchange._tell(None, Ended(Outcome.OK, server="server-1", called=called), 200)
     assert [span.attributes.get(Attr.SAMPLED) for span in edge.kept] == sampled
+    assert edge.endings == [Outcome.OK]
+
+
+@pytest.mark.parametrize("traces", [True, False])
+@pytest.mark.parametrize("clients", [True, False])
+def test_whether_there_is_a_trace_is_not_its_clients_to_say(traces: bool, clients: bool) -> None:
+    edge = Edge(True, traces)
+    given = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", clients)
+    exchange = ClientExchange(edge, REQUEST, given, 1, receive, send, ExchangeLimits())  # type: ignore[arg-type]
+    sent = parse_traceparent(exchange._request.traceparent)
+    assert sent is not None
+    assert (sent.trace_id, sent.sampled) == (given.trace_id, traces)
+    exchange._tell(None, Ended(Outcome.OK, server="server-1", called=True), 200)
+    assert [span.parent_span_id for span in edge.kept] == ([given.span_id] if traces else [])
     assert edge.endings == [Outcome.OK]
