@@ -15,7 +15,7 @@ from typing import Any
 from actors.catalog import Catalog
 from actors.deployer import Deployer
 from actors.deploys import Deploys
-from actors.distribution import Distribution
+from actors.distribution import Distribution, Share
 from actors.fleet import Fleet
 from actors.membership import MembershipLimits
 from actors.peer import Calls, Peers
@@ -41,15 +41,18 @@ class ControlPlane:
         hosts: Mapping[str, int] | None = None,
         limits: MembershipLimits | None = None,
         preload: bool = False,
+        share: Share | None = None,
     ) -> None:
         """``watch``: see ``RingKeeper``. ``hosts``: of each cordon, the host processes that every server has.
-        ``preload``: a deploy has an isolate started at the worker's home before it switches."""
+        ``preload``: a deploy has an isolate started at the worker's home before it switches. ``share``: see
+        ``Distribution``."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._catalog = Catalog.open(directory / "catalog.sqlite")
         self._secrets = SecretStore(directory / "secrets.sqlite")
         deployer = Deployer(directory)
         fleet = Fleet(peers)
-        distribution = Distribution(self._catalog, deployer, fleet)
+        distribution = Distribution(self._catalog, deployer, fleet, *([share] if share else []))
+        self._fleet, self._distribution = fleet, distribution
         changing = asyncio.Lock()
         self._ring = RingKeeper(
             self._catalog,
@@ -146,6 +149,8 @@ class ControlPlane:
     async def stop(self) -> None:
         """End what is under way, and close the catalog."""
         await self._ring.stop()
+        await self._distribution.stop()
+        await self._fleet.stop()
         self.close()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from actors.bindings import NOTHING_BOUND, Bindings
@@ -162,25 +162,27 @@ class Deploys:
         job.enter("distributing")
         servers = self._serving()
         late = await self._distribution.distribute(servers, compiled)
+        if late:
+            _log.warning("%s goes on without %s", name, late)
         async with self._changing:
             version = self._catalog.record_upload(
                 name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse, cordon,
                 bindings,
             )  # fmt: skip
-            await self._publish_change(self._catalog.seq(), name)
+            await self._publish_change(self._catalog.seq(), name, late)
         begins_with = self._secrets_of(name)
         if self._preload:
             job.enter("warming")
-            await self._start_at_home(version, begins_with)
+            await self._start_at_home(version, begins_with, late)
         job.enter("switching")
         async with self._changing:
             if self._secrets_of(name) != begins_with:
                 # Set meanwhile, and the isolate that was started has the old ones: it is of a version of its own.
                 version = self._catalog.record_again(version, author, self._now_ms())
-                await self._publish_change(self._catalog.seq(), name)
-            late += await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
+                await self._publish_change(self._catalog.seq(), name, late)
+            late |= await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
             seq = self._catalog.deploy(Deployment.whole(name, version.version_id, routes), author, self._now_ms())
-            await self._publish_change(seq, name)
+            await self._publish_change(seq, name, late)
         job.result = {
             "worker": name,
             "version": version.version_id,
@@ -190,7 +192,8 @@ class Deploys:
             "own_bytes": compiled.own_bytes,
             "startup_cpu_ms": round(compiled.startup_cpu_ms, 2),
             "servers": servers,
-            "late": late,
+            "late": sorted(late),
+            "why_late": late,
             "plan": plan.value,
             # It is allowed: whoever is bound to each other has to be deployed one after the other.
             "missing": self._catalog.missing(bindings.workers()),
@@ -225,10 +228,10 @@ class Deploys:
                 await self._publish_change(self._catalog.deploy(again, author, self._now_ms()), worker)
             return [version.version_id for version in versions]
 
-    async def _start_at_home(self, version: Version, secrets: dict[str, str]) -> None:
+    async def _start_at_home(self, version: Version, secrets: dict[str, str], late: Collection[str] = ()) -> None:
         """Have an isolate of a version where its requests will go: none of them needs to see it start."""
         home = self._home_of(worker_key(version.cordon, version.worker))
-        if home is None:
+        if home is None or home in late:
             return
         try:
             async with asyncio.timeout(_PRELOAD_S_MAX):
@@ -248,7 +251,8 @@ class Deploys:
             )
         return cordon
 
-    async def _publish_change(self, seq: int, worker: str) -> None:
+    async def _publish_change(self, seq: int, worker: str, late: Collection[str] = ()) -> None:
+        """Tell all but those who are ``late``: they notice with their heartbeats, when they have the code or soon."""
         deployed = self._catalog.find(worker)
         plain = {
             "seq": seq,
@@ -256,4 +260,5 @@ class Deploys:
             "deployed": None if deployed is None else deployed_to_plain(deployed),
             "secrets": {} if deployed is None else self._secrets_of(worker),
         }
-        await self._fleet.tell(self._serving(), "apply_change", encode_plain(plain))
+        told = [server for server in self._serving() if server not in late]
+        await self._fleet.tell(told, "apply_change", encode_plain(plain))

@@ -292,6 +292,12 @@ class Membership:
         """A server's process is gone."""
         return self._then(self._on(server, Event.LOSE, now_s, why="died"), now_s)
 
+    def unplaced(self, server: str, now_s: float) -> list[Decision]:
+        """A server serves and does not have all code. Its next heartbeat is its way back."""
+        if self.state(server) not in _SERVING:
+            return []  # who joins is not done before it has
+        return self._then(self._on(server, Event.LOSE, now_s, why="lacks code"), now_s)
+
     def tick(self, now_s: float) -> list[Decision]:
         """Time passes."""
         limits = self.limits

@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+import ray
 import ray.exceptions
 
 from actors.call_line import CallFailed, CallLine, LineLost, LineOffer, decode_offer
@@ -57,6 +58,19 @@ _PROBE_LATER_EVERY_S = 5.0
 
 #: The actor handle of whoever is at an address, or None.
 Introduce = Callable[[str], Awaitable[Any]]
+#: What is shorter goes inline with each call, and is not worth a place in Ray's object store.
+_SHARED_BYTES_MIN = 100_000
+
+
+class Shared(bytes):
+    """A payload for several peers: bytes for those in this process; those behind Ray are sent where it lies.
+
+    Ray keeps it for as long as this object is there, and brings it once to each machine, also from one another.
+    """
+
+    ref: Any
+
+
 #: The methods of a role that others may call.
 Calls = dict[str, Callable[[bytes], Awaitable[bytes]]]
 
@@ -137,7 +151,7 @@ class RayPeer:
     async def _through_ray(self, method: str, payload: bytes) -> bytes:
         self.counts["through_ray"] += 1
         try:
-            answer: bytes = await self._remote(method, payload)
+            answer: bytes = await self._remote(method, payload.ref if isinstance(payload, Shared) else payload)
             return answer
         except ray.exceptions.RayActorError as lost:
             self._lost()
@@ -232,6 +246,18 @@ class RayPeers:
                 self._met.clear()
             peer = self._met[address] = RayPeer(address, handle, introduce=self._introduce)
         return peer
+
+    async def share(self, payload: bytes) -> bytes:
+        """``payload`` to call several peers with, kept once. As it was if it is short, or Ray has no place for it."""
+        if len(payload) < _SHARED_BYTES_MIN:
+            return payload
+        shared = Shared(payload)
+        try:
+            shared.ref = await asyncio.to_thread(ray.put, payload)
+        except ray.exceptions.RayError as full:
+            _log.warning("%d bytes go to each peer by themselves: %s", len(payload), full)
+            return payload
+        return shared
 
     def forget(self, address: str) -> None:
         """Somebody else is at ``address`` now, or nobody: who asks for it next is introduced anew."""

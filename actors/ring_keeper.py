@@ -83,6 +83,7 @@ class RingKeeper:
         self._ring: Ring | None = None
         self._handed = {"moved": 0, "warm": 0, "failed": 0, "late": 0}
         fleet.on_lost = self._doubt
+        distribution.on_unplaced = self._unplaced
         self.calls: Calls = {
             "join": self.join,
             "leave": self.leave,
@@ -314,6 +315,10 @@ class RingKeeper:
             for role in roles:
                 role.cancel()
         self._act(self._membership.died(server, self._clock()))
+
+    def _unplaced(self, server: str) -> None:
+        """A server did not get what is deployed: without it it is home to nothing, and it gets it when it joins."""
+        self._act(self._membership.unplaced(server, self._clock()))
 
     def _doubt(self, server: str) -> None:
         """A call to a server broke: if it does not answer another one, it is dead."""

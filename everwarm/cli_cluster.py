@@ -204,7 +204,10 @@ def down() -> None:
     """End the cluster that runs from this state directory, with all its processes."""
     from everwarm.up import down as end
 
-    click.echo("Everwarm is down." if end(open_home()) else "No cluster runs from this state directory.")
+    home = open_home()
+    if home.last_running() is None and home.joined() is not None:
+        fail("This machine is a node of a cluster. End it on its head, or remove this one: everwarm servers remove")
+    click.echo("Everwarm is down." if end(home) else "No cluster runs from this state directory.")
 
 
 @click.command()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from everwarm.console import JSON, fail, open_home, progress
+from everwarm.console import JSON, connected, fail, open_home, progress
 
 
 @click.group()
@@ -17,7 +17,7 @@ def servers() -> None:
 @servers.command()
 @JSON
 def add(as_json: bool) -> None:
-    """Start one more server on this machine.
+    """Start one more server on this machine, or on the nodes of a Ray whose servers were removed.
 
     It gets all code, and the workers that it takes over are started there before their requests come.
     """
@@ -36,17 +36,26 @@ def remove(name: str, as_json: bool) -> None:
 
 
 def _order(order: dict[str, str], done: str, *, as_json: bool) -> None:
-    from everwarm.owner import OrderFailed, ask_owner
-
     home = open_home()
-    if home.running() is None:
-        fail("No cluster runs from this state directory. Start one with: everwarm up --detach")
-    try:
-        server = ask_owner(home, order, progress)
-    except OrderFailed as failed:
-        fail(failed)
-    running = home.running()
-    ports = {} if running is None else running.servers
+    if home.running() is not None:
+        from everwarm.owner import OrderFailed, ask_owner
+
+        try:
+            server = ask_owner(home, order, progress)
+        except OrderFailed as failed:
+            fail(failed)
+        running = home.running()
+        ports = {} if running is None else running.servers
+    else:
+        from everwarm.client import EverwarmError
+
+        with connected() as client:
+            try:
+                server = client.order(order)
+            except EverwarmError as failed:
+                fail(failed)
+            client.refresh()
+            ports = client.running.servers
     if as_json:
         click.echo(json.dumps({"server": server, "servers": ports}))
         return

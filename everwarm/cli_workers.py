@@ -129,6 +129,7 @@ def deploy(
                     "startup_cpu_ms": done.startup_cpu_ms,
                     "servers": done.servers,
                     "late": done.late,
+                    "why_late": done.why_late,
                     "missing": done.missing,
                     "unset_secrets": done.unset_secrets,
                     "phases": done.phases,
@@ -142,7 +143,8 @@ def deploy(
         f" on {', '.join(done.servers)}"
     )
     if done.late:
-        click.echo(f"not reached yet: {', '.join(done.late)}")
+        for server in done.late:
+            click.echo(f"not on {server} yet: {done.why_late.get(server, 'it was not reached')}")
     if done.missing:
         click.echo(f"bound to workers that are not deployed yet: {', '.join(done.missing)}")
     for secret in done.unset_secrets:

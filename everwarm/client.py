@@ -11,6 +11,7 @@
 import asyncio
 import getpass
 import itertools
+import json
 import os
 import secrets
 import threading
@@ -92,11 +93,12 @@ class Deployment:
     own_bytes: int  # of it, what no other worker of the same engine has
     startup_cpu_ms: float
     servers: list[str]
-    late: list[str]
+    late: list[str]  # servers that did not have the code when it was switched to; they get it
     plan: str
     missing: list[str] = field(default_factory=list)  # workers that it is bound to, and that are not deployed
     unset_secrets: list[str] = field(default_factory=list)  # that it names, and that have no value
     phases: list[tuple[str, float]] = field(default_factory=list)
+    why_late: dict[str, str] = field(default_factory=dict)
 
 
 class AsyncClient:
@@ -324,6 +326,14 @@ class AsyncClient:
         edges = [await self._peers.get(f"{server}/ingress") for server in self.servers]
         await asyncio.gather(*(_calling(edge, "configure", order) for edge in edges))
 
+    async def order(self, order: Mapping[str, str]) -> str:
+        """Ask the process that owns the cluster, from any machine: ``{"do": "add"}``, or ``{"do": "remove", "server":
+        NAME}``; the servers that it was about. ``EverwarmError`` says why it was not done."""
+        answer = json.loads(await self._control("order", json.dumps(dict(order)).encode()))
+        if "error" in answer:
+            raise EverwarmError(answer["error"])
+        return str(answer["done"]["server"])
+
     async def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """Send the traces of all servers to another OTLP/HTTP endpoint from now on; with an empty url to the
         one that they were started with."""
@@ -524,6 +534,10 @@ class Client:
     def configure_traces(self, *, on: bool) -> None:
         """See ``AsyncClient.configure_traces``."""
         self._wait(self._inner.configure_traces(on=on))
+
+    def order(self, order: Mapping[str, str]) -> str:
+        """See ``AsyncClient.order``."""
+        return self._wait(self._inner.order(order))
 
     def export_traces_to(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """See ``AsyncClient.export_traces_to``."""

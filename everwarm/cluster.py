@@ -153,6 +153,18 @@ class Cluster:
         does, so whether it was heard does not matter."""
         self._actors[CONTROL].say.remote(said)
 
+    async def next_order(self) -> tuple[int, bytes]:
+        """What somebody on another machine wants of the owner. Waits for it; ``ConnectionError`` when it can not."""
+        try:
+            number, order = await self._actors[CONTROL].next_order.remote()
+        except ray.exceptions.RayError as away:
+            raise ConnectionError("without a ControlPlane there are no orders") from away
+        return int(number), bytes(order)
+
+    def ordered(self, number: int, answer: bytes) -> None:
+        """What became of it. Whoever waits for it has left when it is not heard."""
+        self._actors[CONTROL].ordered.remote(number, answer)
+
     async def _end(self, server: str, *, stop: bool = True) -> None:
         """Stop the roles of a server, the edge first, and end their processes."""
         addresses = self._of(server)
@@ -191,7 +203,7 @@ class Cluster:
         except ray.exceptions.RayTaskError as failed:
             raise StartFailed(_reason(address, failed.cause, self._places)) from failed
         except (ray.exceptions.RayError, TimeoutError) as failed:
-            raise StartFailed(f"{address} did not start: {failed}") from failed
+            raise StartFailed(f"{address} did not start: {failed or 'it took too long'}") from failed
         self.pids[address] = int(str(info["pid"]))
         self._watching[address] = asyncio.create_task(self._watch(address, actor))
         return info

@@ -6,6 +6,8 @@ a time; lines of JSON:
 
     {"do": "add"} or {"do": "remove", "server": "server-2"}
     {"progress": "starting server-4"} …  and at last  {"done": {"server": "server-4"}}  or  {"error": "…"}
+
+From other machines orders come through the ControlPlane's process (``order_book``), and have the last line as answer.
 """
 
 import asyncio
@@ -16,11 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from actors.side_work import SideWork
 from everwarm.home import Home
 
 #: Longer than a server may take to come or to go.
 _ORDER_S_MAX = 240.0
 _LINE_BYTES_MAX = 64 << 10
+#: How long until the book is asked for again that could not be read.
+_BOOK_AGAIN_S = 1.0
 #: Orders that wait for the one under way.
 _ORDERS_MAX = 8
 
@@ -43,11 +48,24 @@ def _socket_path(home: Home) -> Path:
     return home.sockets() / "owner.sock"
 
 
+class Book(Protocol):
+    """Orders from other machines."""
+
+    async def next_order(self) -> tuple[int, bytes]:
+        """Waits for the next: its number and the order. ``ConnectionError`` when it can not."""
+
+    def ordered(self, number: int, answer: bytes) -> None:
+        """What became of it."""
+
+
 class Owner:
     """The owner's end. ``on_changed`` hears when servers came or went."""
 
-    def __init__(self, home: Home, servers: Servers, on_changed: Callable[[], object]) -> None:
+    def __init__(self, home: Home, servers: Servers, on_changed: Callable[[], object], book: Book) -> None:
         self._path = _socket_path(home)
+        self._book = book
+        self._reading: asyncio.Task[None] | None = None
+        self._side = SideWork("owner")
         self._servers = servers
         self._on_changed = on_changed
         self._one_at_a_time = asyncio.Lock()
@@ -59,9 +77,13 @@ class Owner:
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LINE_BYTES_MAX)
         os.chmod(self._path, 0o600)
+        self._reading = asyncio.create_task(self._read_book())
 
     async def stop(self) -> None:
         """Listen no longer."""
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._side.stop()
         if self._server is not None:
             self._server.close()
         self._path.unlink(missing_ok=True)
@@ -72,19 +94,40 @@ class Owner:
 
         self._orders += 1
         try:
-            order = json.loads(await asyncio.wait_for(reader.readline(), 5.0))
+            line = await asyncio.wait_for(reader.readline(), 5.0)
             if self._orders > _ORDERS_MAX:
                 say(error="Too many orders are waiting.")
                 return
-            async with self._one_at_a_time:
-                say(done={"server": await self._do(order, lambda line: say(progress=line))})
-        except Exception as failed:
-            from everwarm.cluster import StartFailed
-
-            say(error=str(failed) if isinstance(failed, StartFailed) else f"{type(failed).__name__}: {failed}")
+            say(**await self._answer(line, lambda progress: say(progress=progress)))
+        except (OSError, TimeoutError, ValueError) as nonsense:
+            say(error=f"not an order: {type(nonsense).__name__}")
         finally:
             self._orders -= 1
             writer.close()
+
+    async def _read_book(self) -> None:
+        while True:
+            try:
+                number, order = await self._book.next_order()
+            except ConnectionError:
+                await asyncio.sleep(_BOOK_AGAIN_S)
+                continue
+            # Taken at once, whatever is under way: the book bounds how many there are.
+            self._side.begin(self._carry_out(number, order))
+
+    async def _carry_out(self, number: int, order: bytes) -> None:
+        answer = await self._answer(order, lambda progress: None)
+        self._book.ordered(number, json.dumps(answer).encode())
+
+    async def _answer(self, line: bytes, progress: Callable[[str], None]) -> dict[str, object]:
+        """Carry out an order, when its turn comes: the last line of the answer."""
+        try:
+            async with self._one_at_a_time:
+                return {"done": {"server": await self._do(json.loads(line), progress)}}
+        except Exception as failed:
+            from everwarm.cluster import StartFailed
+
+            return {"error": str(failed) if isinstance(failed, StartFailed) else f"{type(failed).__name__}: {failed}"}
 
     async def _do(self, order: dict[str, str], progress: Callable[[str], None]) -> str:
         if order["do"] == "add":

@@ -15,7 +15,8 @@ from typing import Any
 from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.peer import OFFER, RayPeers
 from everwarm.home import Home, Joined
-from everwarm.roles import CONTROL, CONTROL_ROLE, ROLES, STAY, ClusterConfig, Started, World
+from everwarm.order_book import OrderBook
+from everwarm.roles import CONTROL, CONTROL_ROLE, ORDER, ROLES, STAY, ClusterConfig, Started, World
 
 #: The role that says on its machine that it is part of a cluster.
 _SPEAKER = "server"
@@ -33,6 +34,7 @@ class RoleProcess:
         self._directory: dict[str, Any] = {}
         self._peers = RayPeers(self._introduce)
         self._said = b""
+        self._orders = OrderBook()
         self._started: Started | None = None
         self._lines: CallLineServer | None = None
         self._line_offer: LineOffer | None = None
@@ -45,7 +47,9 @@ class RoleProcess:
         home = Home(Path(self._config.home)) if self._config.home else Home.open()
         config = self._config = replace(self._config, home=str(home.directory))
         peers = self._peers
-        world = World(config, self._role.name, self._server, peers, home.sockets(), self._edge_port, peers.statistics)
+        world = World(
+            config, self._role.name, self._server, peers, home.sockets(), self._edge_port, peers.share, peers.statistics
+        )
         self._started = await self._role.start(world)
         if self._started.direct and not _ray_uses_tls():  # what Ray is to encrypt must not go in the clear beside it
             direct = {name: self._started.calls[name] for name in self._started.direct}
@@ -68,6 +72,8 @@ class RoleProcess:
         if method == STAY:
             await self._stopping.wait()
             return b""
+        if method == ORDER:
+            return await self._orders.put(payload)
         assert self._started is not None, "called before it was started"
         return await self._started.calls[method](payload)
 
@@ -105,6 +111,14 @@ class RoleProcess:
     async def said(self) -> bytes:
         """What the cluster says of itself; empty until it is ready."""
         return self._said
+
+    async def next_order(self) -> tuple[int, bytes]:
+        """What somebody wants of the owner: a number, and the order."""
+        return await self._orders.take()
+
+    async def ordered(self, number: int, answer: bytes) -> None:
+        """What became of an order."""
+        self._orders.answer(number, answer)
 
     async def _introduce(self, address: str) -> Any:
         if self._role == CONTROL_ROLE:

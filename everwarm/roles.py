@@ -17,6 +17,7 @@ from pathlib import Path
 
 from actors.admission import AdmissionLimits
 from actors.control_plane import ControlPlane
+from actors.distribution import Share
 from actors.egress import EgressServer
 from actors.egress_policy import EgressPolicy, parse_rule
 from actors.isolate_host import IsolateHost
@@ -44,6 +45,8 @@ _log = logging.getLogger("everwarm.roles")
 CONTROL = "control"
 #: A call that is answered when its role stops: when the process dies, whoever made it knows at once.
 STAY = "stay"
+#: An order for the owner, at the ControlPlane's process.
+ORDER = "order"
 #: Servers on one machine, at a time. Their HTTPS ports follow each other.
 SERVERS_MAX = 16
 #: How often an edge on another machine than the authority looks whether its right to issue runs out, in ten days.
@@ -137,6 +140,8 @@ class World:
     peers: Peers
     sockets: Path
     edge_port: int
+    #: Makes one payload of what several peers are to be sent.
+    share: Share
     #: How many calls to peers went which way.
     peer_statistics: Callable[[], dict[str, int]] = dict
 
@@ -179,6 +184,7 @@ async def _start_control(world: World) -> Started:
         watch=watch,
         hosts={CORDON_DEFAULT: world.config.hosts},
         preload=world.config.preload,
+        share=world.share,
     )
     calls = dict(control.calls)
     if world.config.ray_address:

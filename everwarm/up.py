@@ -161,7 +161,7 @@ async def _serve(
             cluster.say(running.encode())
             return running
 
-        owner = Owner(home, servers, say_running)
+        owner = Owner(home, servers, say_running, cluster)
         await owner.start()
         running = say_running()
         servers.on_changed = say_running

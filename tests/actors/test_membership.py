@@ -204,6 +204,18 @@ def test_a_server_without_hosts_is_home_to_nothing() -> None:
     assert membership.heartbeat("b", 1, 3.0) == [Install("b")]
 
 
+def test_a_server_that_did_not_get_the_code_is_home_to_nothing_until_it_joined_anew() -> None:
+    membership = members("a", "b")
+    assert rings(membership.unplaced("b", 1.0)) == [{"a": 1}]
+    (lost,) = [member for member in membership.members if member.name == "b"]
+    assert (lost.state, lost.why) == (State.LOST, "lacks code")
+    assert membership.unplaced("b", 1.5) == []
+    assert membership.heartbeat("b", 1, 2.0) == [Install("b")]
+    assert membership.unplaced("b", 2.5) == []  # it is about to get it
+    assert membership.unplaced("nobody", 2.5) == []
+    assert warm_of(membership.placed("b", 3.0)).coming == {"b"}
+
+
 def test_a_loss_during_a_change_does_not_wait_for_it() -> None:
     membership = members("a", "b", "c")
     membership.join("d", 1, 1.0)

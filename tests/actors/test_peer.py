@@ -188,3 +188,45 @@ def test_peers_forget_who_was_replaced() -> None:
         assert await (await peers.get("server-2/shard")).call("serve", b"two") == b"two"
 
     play(scenario())
+
+
+def test_what_is_shared_is_put_once_and_sent_by_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[bytes] = []
+
+    def put_one(payload: bytes) -> str:
+        put.append(payload)
+        return f"object {len(put)}"
+
+    monkeypatch.setattr("actors.peer.ray.put", put_one)
+
+    async def introduce(address: str) -> Any:
+        return FlakyHandle()
+
+    async def scenario() -> None:
+        peers, payload = RayPeers(introduce), bytes(200_000)
+        shared = await peers.share(payload)
+        assert shared == payload  # for a peer in this process
+        answers = [await (await peers.get(f"server-{i}/server")).call("install_piece", shared) for i in range(3)]
+        assert answers == ["object 1"] * 3  # Ray gives the callee what lies there
+        assert put == [payload]
+        assert await peers.share(b"short") == b"short"
+        assert len(put) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_full_store_costs_copies_and_no_deploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(payload: bytes) -> None:
+        raise ray.exceptions.ObjectStoreFullError
+
+    monkeypatch.setattr("actors.peer.ray.put", full)
+
+    async def introduce(address: str) -> Any:
+        return FlakyHandle()
+
+    async def scenario() -> None:
+        peers, payload = RayPeers(introduce), bytes(200_000)
+        shared = await peers.share(payload)
+        assert await (await peers.get("server-1/server")).call("install_piece", shared) == payload
+
+    asyncio.run(scenario())

@@ -152,3 +152,19 @@ def test_a_new_control_plane_goes_on_with_the_ring_that_there_is() -> None:
         await keeper.stop()
 
     play(scenario())
+
+
+def test_a_member_that_a_deploy_did_not_reach_comes_back_with_its_beat() -> None:
+    async def scenario() -> None:
+        servers, distribution = {"a": Server(), "b": Server()}, Distribution()
+        keeper = _keeper(servers, distribution)
+        for name in servers:
+            await keeper.join(encode_plain({"server": name, "weight": 1}))
+        distribution.on_unplaced("b")  # type: ignore[attr-defined]
+        assert keeper.serving == ["a"]
+        await _beat(keeper, "b", servers["b"])
+        await asyncio.sleep(5.0)
+        assert keeper.serving == ["a", "b"]
+        await keeper.stop()
+
+    play(scenario())

@@ -100,6 +100,8 @@ def test_a_node_that_joins_late_serves_within_seconds(facts: dict[str, Any]) -> 
 def test_a_server_is_removed_and_called_back(facts: dict[str, Any]) -> None:
     assert sorted(said(facts["removed"])["servers"]) == ALL
     assert sorted(said(facts["called_back"])["servers"]) == [*ALL, "node-127-0-0-4"]
+    assert facts["removed_wrong"]["err"].startswith("everwarm: There is no server node-127-0-0-9; there are node-127")
+    assert facts["down_on_a_node"]["err"].startswith("everwarm: This machine is a node of a cluster.")
 
 
 def test_a_node_that_dies_is_out_and_the_same_server_when_it_comes_back(facts: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Asking the process that owns a cluster, over its real socket; the cluster answers from a script."""
 
 import asyncio
+import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from everwarm.cluster import StartFailed
 from everwarm.home import Home
-from everwarm.owner import OrderFailed, Owner, ask_owner
+from everwarm.owner import Book, OrderFailed, Owner, ask_owner
 
 
 class ScriptedCluster:
@@ -37,12 +39,43 @@ class ScriptedCluster:
         return server
 
 
-def with_owner(directory: Path, orders: Callable[[Home], Any]) -> tuple[Any, ScriptedCluster, int]:
+class NoBook:
+    """Nobody asks from another machine."""
+
+    async def next_order(self) -> tuple[int, bytes]:
+        raise ConnectionError
+
+    def ordered(self, number: int, answer: bytes) -> None:
+        raise AssertionError
+
+
+class WrittenBook:
+    """Orders that are there already, and what became of them."""
+
+    def __init__(self, *orders: bytes) -> None:
+        self.orders = list(enumerate(orders))
+        self.answers: dict[int, dict[str, Any]] = {}
+        self.done = threading.Event()
+
+    async def next_order(self) -> tuple[int, bytes]:
+        if not self.orders:
+            await asyncio.Event().wait()
+        return self.orders.pop(0)
+
+    def ordered(self, number: int, answer: bytes) -> None:
+        self.answers[number] = json.loads(answer)
+        if len(self.answers) == 4:
+            self.done.set()
+
+
+def with_owner(
+    directory: Path, orders: Callable[[Home], Any], book: Book | None = None
+) -> tuple[Any, ScriptedCluster, int]:
     """Run ``orders`` on a thread, as another process would; also how often the owner said that servers changed."""
     home, cluster, changes = Home(directory), ScriptedCluster(), []
 
     async def whole() -> Any:
-        owner = Owner(home, cluster, lambda: changes.append(1))
+        owner = Owner(home, cluster, lambda: changes.append(1), book or NoBook())
         await owner.start()
         (socket,) = home.sockets().glob("owner.sock")
         assert os.stat(socket).st_mode & 0o777 == 0o600
@@ -85,3 +118,12 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, order: dict[str, 
 def test_nobody_owns_a_cluster_here(tmp_path: Path) -> None:
     with pytest.raises(OrderFailed, match="does not answer"):
         ask_owner(Home(tmp_path), {"do": "add"}, lambda line: None)
+
+
+def test_orders_from_other_machines_are_carried_out_in_turn(tmp_path: Path) -> None:
+    book = WrittenBook(b'{"do": "add"}', b'{"do": "remove", "server": "server-9"}', b"junk", b'{"do": "add"}')
+    _, _, changes = with_owner(tmp_path, lambda home: book.done.wait(10.0), book)
+    assert book.answers[0] == book.answers[3] == {"done": {"server": "server-4"}}
+    assert book.answers[1] == {"error": "There is no server server-9."}
+    assert book.answers[2]["error"].startswith("JSONDecodeError")
+    assert changes == 2
