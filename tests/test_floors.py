@@ -12,7 +12,7 @@ FLOORS = ["everwarm", "ingress", "actors", "isolates", "tracing"]  # left may im
 BORDERS = {
     "wasmtime": {f"isolates/{p.name}" for p in (REPOSITORY / "isolates").glob("*.py")}
     | {f"isolates/wasi/{p.name}" for p in (REPOSITORY / "isolates" / "wasi").glob("*.py")},
-    "ray": {"actors/peer.py", "everwarm/cluster.py", "everwarm/ray_driver.py"},
+    "ray": {"actors/peer.py", "everwarm/cluster.py", "everwarm/ray_driver.py", "everwarm/doctor/asking.py"},
     "uhashring": {"actors/ring.py"},
     "opentelemetry": {"tracing/export.py", "tracing/export_metrics.py"},
     # The edge's certificates, and the way out that checks those of origins: two ends that share nothing.
@@ -32,6 +32,7 @@ PURE = {
     *(f"actors.{n}" for n in "supervision crash_blame".split()),
     *(f"everwarm.build.{n}" for n in "manifest_keys shape toml_places".split()),
     "everwarm.nodes",
+    *(f"everwarm.doctor.{n}" for n in "facts findings".split()),
     "ingress.routes",
     *(f"isolates.{n}" for n in "limits outcome conversation egress immortal".split()),
     *(f"actors.{n}" for n in "host_counts machine_metrics live_tail wire".split()),
