@@ -38,7 +38,7 @@ def deploy_examples(
     deployed = []
     for directory in sorted([*(WORKERS / "zig").iterdir(), *(WORKERS / "c").iterdir()]):
         if (directory / COMPONENT_FILE).exists():
-            deployed.append(_deploy(client, directory, directory / COMPONENT_FILE, progress))
+            deployed.append(deploy_worker(client, directory, directory / COMPONENT_FILE, progress))
     for wanted, directory, needs in (
         (with_js, WORKERS / "js" / "hello-js", "node"),
         (with_python, WORKERS / "python" / "hello-python", None),
@@ -53,11 +53,12 @@ def deploy_examples(
         except (BuildError, ManifestError) as failed:
             progress(f"{directory.name} is left out: {failed}")
             continue
-        deployed.append(_deploy(client, directory, built.component, progress))
+        deployed.append(deploy_worker(client, directory, built.component, progress))
     return deployed
 
 
-def _deploy(client: Client, directory: Path, component: Path, progress: Callable[[str], None]) -> str:
+def deploy_worker(client: Client, directory: Path, component: Path, progress: Callable[[str], None]) -> str:
+    """Deploy a component as the worker of the manifest in ``directory``. Its name; progress hears of long phases."""
     manifest = read_manifest(directory)
     last = ""
 

@@ -50,7 +50,10 @@ from isolates.limits import IsolateLimits
 #: Nobody is asked often enough for a copy: what goes home goes on going home.
 NO_COPIES = RoutingLimits(idle_chance_max=1e-300, spread_cpu=math.inf, popular_per_s=math.inf, popular_cpu=math.inf)
 
-ZIG = Path(__file__).resolve().parents[1] / "workers" / "zig"
+WORKERS = Path(__file__).resolve().parents[1] / "workers"
+ZIG = WORKERS / "zig"
+#: Those that are checked in as components: the others are large, and built where they are deployed.
+PLATFORM = tuple(WORKERS / "platform" / name for name in ("audit", "guard", "alice", "bob", "dispatcher"))
 _REQUEST_NUMBERS = itertools.count(1)
 
 
@@ -500,7 +503,7 @@ def compiled_zig(directory: Path) -> Compiled:
         memory_bytes_max=limits.memory_hard_bytes,
     )
     stored = {}
-    for path in sorted(ZIG.glob("*/worker.wasm")):
+    for path in [*sorted(ZIG.glob("*/worker.wasm")), *(folder / "worker.wasm" for folder in PLATFORM)]:
         one = compile_and_start(path.read_bytes(), deployer.store_of_artifacts, startup)
         assert isinstance(one, Artifact), one
         shutil.copyfile(path, directory / "components" / f"{one.component_digest}.wasm")

@@ -210,7 +210,7 @@ def _event(event: SpanEvent, start_ns: int) -> str:
     text = next((event.attributes[n] for n in (Attr.LOG_TEXT, Attr.EXCEPTION_MESSAGE) if n in event.attributes), "")
     cut = " (truncated)" if event.attributes.get(Attr.TRUNCATED) is True else ""
     line = f"at {_milliseconds(event.at_ns - start_ns)} {event.name}: {text}"
-    return _cut(_plain(line.rstrip(": ")), _TEXT_CHARS_MAX) + cut
+    return _cut(_plain(line.rstrip(": \n")), _TEXT_CHARS_MAX) + cut
 
 
 def _milliseconds(length_ns: int) -> str:

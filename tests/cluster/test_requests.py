@@ -22,7 +22,8 @@ from tracing_receiver import OtlpReceiver
 
 import everwarm
 
-WORKERS = Path(everwarm.__file__).parent.parent / "workers" / "zig"
+ROOT = Path(everwarm.__file__).parent.parent
+WORKERS = ROOT / "workers" / "zig"
 WINDOW_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 8 * 1024
 
@@ -274,6 +275,26 @@ def test_the_driver_sees_where_each_request_ran(site: Site) -> None:
     assert (lost.status, lost.outcome) == (404, "scriptNotFound")
     with pytest.raises(everwarm.EverwarmError, match="There is no server"):
         client.fetch("hello", server="server-9")
+
+
+def test_the_platform_of_nested_workers_as_a_user_runs_it(site: Site) -> None:
+    example = [sys.executable, str(ROOT / "examples" / "nested_workers.py")]
+    ran = subprocess.run(example, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    alice, bob, steal, spin, nobody = ran.stdout.split("\n--- GET ")[1:]
+    for visit, answer, stages in (
+        (alice, "200 hello from alice, in C: you asked for /hello\n", ["dispatcher ok", "customers/alice ok"]),
+        (bob, "200 hello from bob, in Zig: it is tea time\n", ["dispatcher ok", "customers/bob ok", "guard ok"]),
+        (steal, "(403)\n", ["dispatcher ok", "customers/bob ok", "guard ok"]),
+        (spin, "429 Sorry: bob's worker wants more", ["dispatcher ok", "customers/bob exceededCpu"]),
+        (nobody, "404 There is no customer nobody.\n", ["dispatcher ok", "customers/nobody scriptNotFound"]),
+    ):
+        shown, heard = visit.split("\nthe audit heard:\n")
+        assert answer in shown
+        told = [line.strip().partition(",")[0] for line in heard.splitlines() if ", CPU " in line]
+        assert told == stages
+        drawn = [line for line in shown.splitlines() if "request  " in line.partition("/")[0]]
+        assert len(drawn) == len(stages), shown
 
 
 def test_a_crowd_of_good_and_bad_leaves_nothing_behind(site: Site) -> None:

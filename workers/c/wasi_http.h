@@ -77,6 +77,12 @@ static bool http_answer(http_response *response, unsigned status, const char *ty
 /* No answer, or no more of it. */
 static void http_give_up(http_response *response);
 
+/* ---------------------------------------------------------------------------------------------------------- the log */
+
+/* Writes to the worker's log: what its owner reads beside the request, and its tail worker hears. What is beyond the
+ * limit of a request is dropped by the host. */
+static void http_log(http_text text);
+
 /* ------------------------------------------------------------------------------------------------------------ texts */
 
 /* A text that is put together, in memory that goes with the request. */
@@ -152,6 +158,7 @@ HTTP_STREAMS_("[method]output-stream.flush", void http_stream_flush_(int32_t, ht
 HTTP_STREAMS_("[method]output-stream.subscribe", int32_t http_stream_subscribe_(int32_t));
 HTTP_STREAMS_("[resource-drop]output-stream", void http_drop_output_(int32_t));
 HTTP_IMPORT_("wasi:io/error", "[resource-drop]error", void http_drop_error_(int32_t));
+HTTP_IMPORT_("wasi:cli/stdout", "get-stdout", int32_t http_stdout_(void));
 HTTP_IMPORT_("wasi:io/poll", "[method]pollable.block", void http_block_(int32_t));
 HTTP_IMPORT_("wasi:io/poll", "[resource-drop]pollable", void http_drop_pollable_(int32_t));
 
@@ -383,6 +390,25 @@ static inline void http_give_up(http_response *response) {
         http_set_response_(response->outparam, 1, 38, 0, 0, 0, 0, 0, 0);
     }
 }
+
+/* -------------------------------------------------------------------------------------------------------------- log */
+
+static inline void http_log(http_text text) {
+    int32_t stream = http_stdout_();
+    while (text.length > 0) {
+        size_t piece = text.length < HTTP_FLUSH_BYTES_MAX ? text.length : HTTP_FLUSH_BYTES_MAX;
+        http_stream_result_ result;
+        http_stream_write_and_flush_(stream, text.bytes, piece, &result);
+        if (result.failed) {
+            http_stream_closed_(result.a, result.b);
+            break;
+        }
+        text = (http_text){text.bytes + piece, text.length - piece};
+    }
+    http_drop_output_(stream);
+}
+
+/* ------------------------------------------------------------------------------------------------------- the export */
 
 __attribute__((export_name("wasi:http/incoming-handler@0.2.10#handle"))) void http_handle_(int32_t incoming,
                                                                                           int32_t outparam) {

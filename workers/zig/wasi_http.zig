@@ -103,6 +103,13 @@ pub const Request = struct {
         return std.fmt.parseInt(u64, self.query(name) orelse return null, 10) catch null;
     }
 
+    /// Whom the request is for, "host" or "host:port"; "" when it does not say. Valid until the handler returns.
+    pub fn authority(self: Request) []const u8 {
+        var named: abi.Variant = undefined;
+        abi.@"[method]incoming-request.authority"(self.handle, &named);
+        return if (named.case == 1) named.bytes() else "";
+    }
+
     /// The first value of a header, or null. Valid until the handler returns.
     pub fn header(self: Request, name: []const u8) ?[]const u8 {
         return firstValue(abi.@"[method]incoming-request.headers"(self.handle), name);
@@ -630,6 +637,7 @@ const abi = struct {
     extern "wasi:http/types@0.2.10" fn @"[resource-drop]fields"(i32) void;
     extern "wasi:http/types@0.2.10" fn @"[method]incoming-request.method"(i32, *Variant) void;
     extern "wasi:http/types@0.2.10" fn @"[method]incoming-request.path-with-query"(i32, *Variant) void;
+    extern "wasi:http/types@0.2.10" fn @"[method]incoming-request.authority"(i32, *Variant) void;
     extern "wasi:http/types@0.2.10" fn @"[method]incoming-request.headers"(i32) i32;
     extern "wasi:http/types@0.2.10" fn @"[method]incoming-request.consume"(i32, *HandleResult) void;
     extern "wasi:http/types@0.2.10" fn @"[resource-drop]incoming-request"(i32) void;
