@@ -40,6 +40,7 @@ class Frame(IntEnum):
     STAGE = 17
     LATE_SPANS = 18
     VARIABLES = 19
+    STORE = 22
     OUTGOING = 20
     FAILED = 21
     CHALLENGE = 30

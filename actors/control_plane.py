@@ -22,6 +22,8 @@ from actors.peer import Calls, Peers
 from actors.ring_keeper import RingKeeper, Watch
 from actors.secret_keeper import SecretKeeper
 from actors.secret_store import SecretStore
+from actors.store_file import StoreFile
+from actors.stores import ORDER, TOLD
 from actors.view import decode_plain, deployed_to_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 
@@ -49,6 +51,7 @@ class ControlPlane:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._catalog = Catalog.open(directory / "catalog.sqlite")
         self._secrets = SecretStore(directory / "secrets.sqlite")
+        self._stores = StoreFile(directory / "stores.sqlite")
         deployer = Deployer(directory)
         fleet = Fleet(peers)
         distribution = Distribution(self._catalog, deployer, fleet, *([share] if share else []))
@@ -87,6 +90,7 @@ class ControlPlane:
             "list": self.listed,
             "history": self.history,
             "describe": self.describe,
+            "store": self.store,
         }
 
     async def keep(self) -> None:
@@ -129,6 +133,11 @@ class ControlPlane:
             }
         )
 
+    async def store(self, payload: bytes) -> bytes:
+        """One operation on a key-value store, for a Server that has looked whose it is."""
+        order = ORDER.decode(payload)
+        return TOLD.encode(self._stores.carry_out(order.store, order.asked))
+
     async def history(self, payload: bytes) -> bytes:
         """The latest uploads and deploys of one worker, newest first."""
         changes = self._catalog.history(str(decode_plain(payload)["name"]), _PAGE)
@@ -157,3 +166,4 @@ class ControlPlane:
         """Close the catalog."""
         self._catalog.close()
         self._secrets.close()
+        self._stores.close()

@@ -40,7 +40,6 @@ from actors.residency import Residency, ResidencyLimits
 from actors.stage_over import STAGE_OVER, ending_of, stage_over
 from actors.stage_report import Ending, Line
 from actors.starts_ahead import Recipe, StartsAhead
-from actors.variables import Variables
 from actors.wire import ENDED, HEAT, REQUEST, Undecodable
 from isolates.conversation import ConversationLost, ResponseHead
 from isolates.isolate import Finished, Isolate, StartFailed
@@ -110,22 +109,22 @@ class IsolateHost:
         server: str,
         tell_server: Callable[[Frame, bytes], None],
         egress_socket: Path | None = None,
-        variables: Callable[[str, str], Variables] | None = None,
+        server_socket: Path | None = None,
         residency_limits: ResidencyLimits | None = None,
         limits: HostLimits | None = None,
         table: CrashTable | None = None,
         quarantine: Quarantine | None = None,
     ) -> None:
-        """``egress_socket``: where the machine's way out listens; without one guests have none. ``variables``: of a
-        worker's version, asked when an isolate of it starts. ``table``: where it is written who runs, for whoever finds
-        this process dead. ``quarantine``: who is kept out."""
+        """``egress_socket``: where the machine's way out listens; without one guests have none. ``server_socket``: of
+        the Server, asked for what guests find in their environment and in stores. ``table``: where it is written who
+        runs, for whoever finds this process dead. ``quarantine``: who is kept out."""
         self.name = name
         self.server = server
         self._path = socket_path
         self._tell_server = tell_server
         self._egress_socket = egress_socket
         self._limits = limits or HostLimits()
-        self._living = Living(code_directory, self._limits.mapped_code, variables)
+        self._living = Living(code_directory, self._limits.mapped_code, server_socket)
         # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
         self._ids = random.Random(secrets.randbits(128)).randbytes
         self._lock = threading.Lock()

@@ -21,8 +21,9 @@ A connection to the machine's way out (``egress.py``) carries one outgoing reque
 
 There bodies are not pulled: both flow at once, and the socket's own buffers are the backpressure.
 
-PREWARM, PRELOAD, NOTICE, HEAT, SPANS, STAGE and LIVE are single frames without a reply, VARIABLES is one with a reply
-of its kind (``variables``). A connection that sent SUBSCRIBE gets NOTICE frames for as long as it stays open.
+PREWARM, PRELOAD, NOTICE, HEAT, SPANS, STAGE and LIVE are single frames without a reply, VARIABLES and STORE are ones
+with a reply of their kind (``variables``, ``stores``). A connection that sent SUBSCRIBE gets NOTICE frames for as long
+as it stays open.
 
 This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
 ``host_conversation.py``. Frames and their bounds are shared.
@@ -31,8 +32,9 @@ This file is the asyncio side (ingress, Server, ShardServer); the host's side, o
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from actors.connection import Connection, Frame, LinkBroken, NobodyListens
@@ -341,12 +343,12 @@ class LinkServer:
         on_request: RequestHandler,
         on_notice: NoticeHandler,
         on_subscribe: SubscribeHandler | None = None,
-        on_variables: Callable[[bytes], Awaitable[bytes]] | None = None,
+        answers: Mapping[Frame, Callable[[bytes], Awaitable[bytes]]] = MappingProxyType({}),
     ) -> None:
         self._on_request = on_request
         self._on_notice = on_notice
         self._on_subscribe = on_subscribe
-        self._on_variables = on_variables
+        self._answers = answers
         self._tasks: dict[Connection, asyncio.Task[None]] = {}
         self._server: asyncio.AbstractServer | None = None
 
@@ -373,8 +375,8 @@ class LinkServer:
                     await self._on_request(request, PulledBody(connection, request), Reply(connection))
                 elif kind is Frame.SUBSCRIBE and self._on_subscribe is not None:
                     self._on_subscribe(connection)
-                elif kind is Frame.VARIABLES and self._on_variables is not None:
-                    connection.send(Frame.VARIABLES, await self._on_variables(payload))
+                elif kind in self._answers:
+                    connection.send(kind, await self._answers[kind](payload))
                 else:
                     self._on_notice(kind, payload)
         except (LinkBroken, Undecodable):

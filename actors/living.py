@@ -7,17 +7,18 @@ host, outside its lock, and for each number from one thread at a time.
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.mapped_code import Loan, MappedCode, MappedCodeLimits
 from actors.starts_ahead import Recipe
-from actors.variables import Variables, VariablesAway
+from actors.stores import HostStores
+from actors.variables import Variables, VariablesAway, ask_variables
 from isolates.artifact import ArtifactStore, Mapped
 from isolates.engine import sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.outcome import Outcome
+from isolates.stores import NoStores, Stores
 
 _log = logging.getLogger("everwarm.host")
 
@@ -40,11 +41,10 @@ class Began:
 class Living:
     """The isolates of one host, by number."""
 
-    def __init__(
-        self, code_directory: Path, limits: MappedCodeLimits, variables: Callable[[str, str], Variables] | None = None
-    ) -> None:
-        """``variables``: those of a worker's version. ``VariablesAway`` when nobody can tell."""
-        self._variables = variables or _nobody_knows
+    def __init__(self, code_directory: Path, limits: MappedCodeLimits, server_socket: Path | None = None) -> None:
+        """``server_socket``: of this machine's Server, which knows what a version's guests find in their environment
+        and what their stores are. Without one they have neither."""
+        self._server_socket = server_socket
         self._box = sandbox()
         self._artifacts = ArtifactStore(code_directory)
         self._code: MappedCode[Mapped] = MappedCode(self._map, self._artifacts.forget, self._own_bytes, limits)
@@ -61,9 +61,13 @@ class Living:
             return _failed(recipe, fault)
         instantiating_ns = time.time_ns()
         try:
-            variables = self._variables(recipe.worker, recipe.version) if recipe.has_variables else ()
             started: Isolate | StartFailed = Isolate.start(
-                self._box, loan.code, recipe.isolate_limits, secrets.token_bytes, variables
+                self._box,
+                loan.code,
+                recipe.isolate_limits,
+                secrets.token_bytes,
+                self._variables_of(recipe),
+                self._stores_of(recipe),
             )
         except VariablesAway as away:
             _log.error("%s was not started without its variables: %s", recipe.version, away)
@@ -75,6 +79,19 @@ class Living:
             return started
         self._isolates[number] = (started, loan)
         return Began(started, mapping_ns, instantiating_ns, time.time_ns())
+
+    def _variables_of(self, recipe: Recipe) -> Variables:
+        """``VariablesAway`` when nobody can tell."""
+        if not recipe.has_variables:
+            return ()
+        if self._server_socket is None:
+            raise VariablesAway("this host has no Server to ask")
+        return ask_variables(self._server_socket, recipe.worker, recipe.version)
+
+    def _stores_of(self, recipe: Recipe) -> Stores:
+        if self._server_socket is None:
+            return NoStores()
+        return HostStores(self._server_socket, recipe.worker, recipe.version)
 
     def __getitem__(self, number: int) -> Isolate:
         return self._isolates[number][0]
@@ -101,10 +118,6 @@ class Living:
     def _own_bytes(self, digest: str) -> int:
         compiled = self._artifacts.compiled(digest)
         return 0 if compiled is None else compiled.own_bytes
-
-
-def _nobody_knows(worker: str, version: str) -> Variables:
-    raise VariablesAway("this host has no Server to ask")
 
 
 def _failed(recipe: Recipe, fault: Exception) -> StartFailed:

@@ -47,6 +47,7 @@ from actors.routing import Place, Route, RoutingLimits
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
 from actors.stage_over import ending_of
+from actors.stores import StoreDesk
 from actors.submission import Submissions, spans_of
 from actors.subscribers import Subscribers, added
 from actors.tail_desk import TailDesk
@@ -120,7 +121,13 @@ class Server:
             heat=lambda worker: self._warmth.heat.rate_per_s(worker, _now_s()),
             prewarm=self._hand_over,
         )
-        self._link_server = LinkServer(self._on_request, self._on_notice, self._on_subscribe, self._keeper.variables)
+        self._stores = StoreDesk(self._keeper.known_version, peers)
+        self._link_server = LinkServer(
+            self._on_request,
+            self._on_notice,
+            self._on_subscribe,
+            {Frame.VARIABLES: self._keeper.variables, Frame.STORE: self._stores.answer},
+        )
         self._subscribers = Subscribers()
         self._requests = 0
         self._routes: dict[str, int] = {}

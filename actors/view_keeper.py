@@ -90,19 +90,22 @@ class ViewKeeper:
     async def variables(self, payload: bytes) -> bytes:
         """What an isolate of a version begins with: for a host of this machine."""
         asked = ASKED.decode(payload)
-        version = self.version_of(asked.worker, asked.version)
-        if version is None:
-            try:
-                await self.sync()  # another machine sent a request for what was not heard of here
-            except (PeerLost, PeerFailed) as away:
-                _log.info("the variables of %s are not known: %s", asked.version, away)
-            version = self.version_of(asked.worker, asked.version)
+        version = await self.known_version(asked.worker, asked.version)
         if version is None:
             return TOLD.encode(VariablesTold(known=False))
         secrets = self._secrets.get(asked.worker, {})
         if not self._is_deployed(version):
             secrets = self._secrets_to_come.get(version.version_id, secrets)
         return TOLD.encode(VariablesTold(True, variables_of(version.bindings, secrets)))
+
+    async def known_version(self, worker: str, version_id: str) -> Version | None:
+        """As ``version_of``; what was not heard of here, and another machine sent a request for, is asked for."""
+        if self.version_of(worker, version_id) is None:
+            try:
+                await self.sync()
+            except (PeerLost, PeerFailed) as away:
+                _log.info("%s is not known here: %s", version_id, away)
+        return self.version_of(worker, version_id)
 
     def _is_deployed(self, version: Version) -> bool:
         deployed = self.view.workers.get(version.worker)

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from actors.residency import ResidencyLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
-from actors.variables import ask_variables
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 from everwarm.home import Home
@@ -211,7 +209,7 @@ async def _start_host(world: World) -> Started:
         server=world.server,
         tell_server=ServerLine(world.socket("server")).tell,
         egress_socket=world.socket("egress"),
-        variables=partial(ask_variables, world.socket("server")),
+        server_socket=world.socket("server"),
         residency_limits=ResidencyLimits(
             isolates_max=world.config.isolates_max, memory_bytes_max=world.config.memory_bytes_max
         ),

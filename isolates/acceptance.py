@@ -84,7 +84,8 @@ def rejected_by_type(box: Sandbox, component: Component, parts: Collection[str] 
             "unknownImport",
             f"The component imports {', '.join(unknown[:3])}{more}, which this host does not have.",
             "Workers may import wasi:http, wasi:io, wasi:clocks, wasi:random, wasi:cli, wasi:filesystem and"
-            " wasi:sockets of WASI 0.2, and wasi:config; compose other imports away (wac plug) or leave them out.",
+            " wasi:sockets of WASI 0.2, wasi:config, and wasi:keyvalue@0.2.0-draft;"
+            " compose other imports away (wac plug) or leave them out.",
         )
     handler = handler_export(exports)
     if handler is None or not _has_handle(box, exports[handler]):

@@ -21,6 +21,7 @@ from isolates.conversation import Conversation, ConversationLost, FieldItems
 from isolates.egress import Denied, Egress
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
+from isolates.stores import NoStores, Stores
 
 if TYPE_CHECKING:
     from isolates.wasi.http.exchange import Exchange
@@ -49,6 +50,9 @@ class Guest:
         self.entropy = entropy
         #: The version's variables: the guest's environment.
         self.variables: tuple[tuple[str, str], ...] = ()
+        #: The key-value stores that the version binds, and operations on them that this request tried.
+        self.stores: Stores = NoStores()
+        self.store_operations = 0
         self.scratch = Scratch()
         self.fault: BaseException | None = None
         self.ended: Outcome | None = None
@@ -175,6 +179,7 @@ class Guest:
         self.conversation = conversation
         self.egress = egress or Denied()
         self.subrequests = 0
+        self.store_operations = 0
         self.response = None
         self.fault = None
         self.ended = None

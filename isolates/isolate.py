@@ -46,6 +46,7 @@ from isolates.native import (
     store_new,
 )
 from isolates.outcome import Outcome
+from isolates.stores import NoStores, Stores
 from isolates.wasi.http.incoming import IncomingRequest
 from isolates.wasi.http.response import Outparam
 from isolates.watchdog import Watchdog
@@ -201,14 +202,16 @@ class Isolate:
         limits: IsolateLimits,
         entropy: Callable[[int], bytes],
         variables: tuple[tuple[str, str], ...] = (),
+        stores: Stores | None = None,
     ) -> "Isolate | StartFailed":
         """Instantiate ``mapped`` under the startup limits. The caller's thread does the work.
 
         ``variables`` are (name, text) pairs, the guest's environment from its first instruction on. What is compiled
-        or rehearsed has none: its pieces are shared by versions whose variables differ.
+        or rehearsed has none: its pieces are shared by versions whose variables differ. ``stores``: of its requests.
         """
         isolate = cls(box, mapped, limits, entropy)
         isolate.guest.variables = variables
+        isolate.guest.stores = stores or NoStores()
         failed: StartFailed | None = None
         started = False
         try:

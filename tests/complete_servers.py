@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +36,6 @@ from actors.routing import RoutingLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
-from actors.variables import ask_variables
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits, Plan
 from actors.worker_names import user_worker
@@ -239,7 +237,7 @@ class Machine:
             server=name,
             tell_server=ServerLine(self.server_socket).tell,
             egress_socket=self.egress_socket,
-            variables=partial(ask_variables, self.server_socket),
+            server_socket=self.server_socket,
             residency_limits=residency_limits or ResidencyLimits(),
             limits=HostLimits(),
         )

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def main() -> None:
     from actors.isolate_host import IsolateHost
     from actors.residency import ResidencyLimits
     from actors.server_line import ServerLine
-    from actors.variables import ask_variables
 
     server, socket, code, server_socket = sys.argv[1:]
     line = ServerLine(Path(server_socket))
@@ -72,7 +70,7 @@ def main() -> None:
         Path(code),
         server=server,
         tell_server=line.tell,
-        variables=partial(ask_variables, Path(server_socket)),
+        server_socket=Path(server_socket),
         residency_limits=ResidencyLimits(siblings_max=1),
     )
     line.tell(Frame.NOTICE, f"began {host.start()}".encode())

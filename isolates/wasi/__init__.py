@@ -1,6 +1,6 @@
 """The host side of WASI 0.2: one file a package, each a list of plain functions of plain values."""
 
-from isolates.wasi import bulk, cli, clocks, config, denied, http, io, random
+from isolates.wasi import bulk, cli, clocks, config, denied, http, io, keyvalue, random
 from isolates.wit import World
 
 
@@ -13,6 +13,7 @@ def world() -> World:
     random.define(made)
     cli.define(made)
     config.define(made)
+    keyvalue.define(made)
     http.define(made)
     denied.define(made)
     return made

@@ -218,7 +218,7 @@ def test_who_has_none_is_not_asked_for(play: Callable[..., None]) -> None:
             seen.append(payload)
             return b""
 
-        cluster[1].server._link_server._on_variables = never
+        cluster[1].server._link_server._answers = {Frame.VARIABLES: never}
         assert (await cluster[1].ask(request("plain"))).whole
         assert seen == []
 
