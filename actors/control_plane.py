@@ -1,7 +1,8 @@
-"""ControlPlane: one per cluster. Catalog, membership, ring epochs, deploys. Never on a request's path.
+"""ControlPlane: one per cluster. Catalog, membership, ring epochs, deploys. Never on a request's path, but for those
+that ask for key-value stores: it is their one writer (``store_file``).
 
 What it knows is on disk (``catalog``) or comes back by itself (servers beat, and so join again), so losing it stops
-deploys and joins and nothing else. It tells the Servers of each change; a Server that missed one asks for a snapshot.
+deploys, joins and stores, and nothing else. It tells the Servers of each change; a Server that missed one asks for a snapshot.
 
 Two halves that meet in one lock: ``deploys`` changes what is deployed, ``ring_keeper`` who serves it. Neither changes
 while the other switches, so that code is in place wherever a request can be sent.
