@@ -2,7 +2,8 @@
 that ask for key-value stores: it is their one writer (``store_file``).
 
 What it knows is on disk (``catalog``) or comes back by itself (servers beat, and so join again), so losing it stops
-deploys, joins and stores, and nothing else. It tells the Servers of each change; a Server that missed one asks for a snapshot.
+deploys, joins and stores, and nothing else. It tells the Servers of each change; a Server that missed one asks for a
+snapshot.
 
 Two halves that meet in one lock: ``deploys`` changes what is deployed, ``ring_keeper`` who serves it. Neither changes
 while the other switches, so that code is in place wherever a request can be sent.

@@ -256,3 +256,40 @@ def test_an_answer_is_a_frame_of_its_own_kind(play: Callable[..., None]) -> None
         assert await asyncio.to_thread(twice) == [("CURRENCY", "EUR")] * 2
 
     play(scenario, servers=1)
+
+
+def test_one_that_is_set_while_its_worker_is_deployed_is_not_missed(play: Callable[..., None]) -> None:
+    """The first isolate has started without it: its version never answers anybody."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        home = cluster[1].server._view.home_of("shop")
+        held = cluster.delay(f"{home}/server", "preload", after=True)
+        deploying = asyncio.create_task(deploy(cluster))
+        await held.arrived.wait()
+        assert await put(cluster, "shop", "s3cret") == [], "nothing is deployed yet"
+        held.go.set()
+        await deploying
+        assert await asked(cluster) == ["CURRENCY=EUR", "STRIPE_KEY=s3cret"]
+
+    play(scenario, preload=True)
+
+
+def test_a_deploy_and_a_change_at_once_end_with_both(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        await deploy(cluster)
+        home = cluster[1].server._view.home_of("shop")
+        held = cluster.delay(f"{home}/server", "preload", after=True)
+        after = Bindings(vars=(("CURRENCY", "USD"),), secrets=("STRIPE_KEY",))
+        deploying = asyncio.create_task(deploy(cluster, bindings=after))
+        await held.arrived.wait()
+        changing = asyncio.create_task(put(cluster, "shop", "s3cret"))
+        await wait_until(lambda: is_set(cluster), "the secret is set")
+        held.go.set()
+        await asyncio.gather(deploying, changing)
+        assert await asked(cluster) == ["CURRENCY=USD", "STRIPE_KEY=s3cret"]
+
+    play(scenario, preload=True)
+
+
+async def is_set(cluster: CompleteServers) -> bool:
+    return bool((await control(cluster, "list_secrets", worker="shop"))["secrets"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -12,8 +13,9 @@ from actors.bindings import Bindings, DispatchBinding, KvBinding, Outbound, Serv
 from actors.catalog import Deployed
 from actors.view import deployed_to_plain
 from actors.worker import Deployment, Limits, Plan, Version
-from everwarm import cli_workers
+from everwarm import cli_secrets, cli_workers
 from everwarm.cli import main
+from everwarm.client import EverwarmError
 
 SHOP = Bindings(
     services=(ServiceBinding("auth", "auth-worker"),),
@@ -116,6 +118,60 @@ def test_what_is_deployed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(CliRunner().invoke(main, ["describe", "shop", "--json"]).stdout) == found
     unknown = CliRunner().invoke(main, ["describe", "shp"])
     assert (unknown.exit_code, unknown.stderr) == (1, "everwarm: There is no worker shp. See: everwarm list\n")
+
+
+class Secrets:
+    """A client that keeps what it is told."""
+
+    kept: ClassVar[dict[tuple[str, str], str]] = {}
+
+    def __enter__(self) -> "Secrets":
+        return self
+
+    def __exit__(self, *raised: object) -> None: ...
+
+    def put_secret(self, worker: str, name: str, value: str) -> list[str]:
+        if not value:
+            raise EverwarmError(f"{name}: a value is text of at least one character, without NUL")
+        self.kept[worker, name] = value
+        return ["f" * 16] if worker == "shop" else []
+
+    def delete_secret(self, worker: str, name: str) -> bool:
+        return self.kept.pop((worker, name), None) is not None
+
+    def secrets(self, worker: str) -> dict[str, object]:
+        names = [{"name": name, "at_ms": 0, "author": "ada"} for of, name in self.kept if of == worker]
+        return {"secrets": names, "unset": ["UNSET"] if worker == "shop" else []}
+
+
+def test_a_secrets_value_comes_from_stdin_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_secrets, "connected", Secrets)
+    monkeypatch.setattr(Secrets, "kept", {})
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["secret", *arguments], input=stdin)
+        return done.exit_code, done.output
+
+    said = [run("put", "KEY", "--worker", "shop", stdin=b" s3cret \xc3\xa9\n\n")]
+    assert Secrets.kept == {("shop", "KEY"): " s3cret é\n"}, "one line end is the file's and not the value's"
+    assert said[0] == (0, f"KEY is set. shop begins anew with it: version {'f' * 16}\n")
+    said.append(run("put", "KEY", "--worker", "other", "--json", stdin=b"s3cret\r\n"))
+    assert Secrets.kept["other", "KEY"] == "s3cret"
+    assert json.loads(said[1][1]) == {"worker": "other", "name": "KEY", "versions": []}
+    said.append(run("list", "--worker", "shop"))
+    assert said[2][1].splitlines()[1].split(None, 1) == [
+        "UNSET",
+        "no value yet: everwarm secret put UNSET --worker shop",
+    ]
+    assert not any("s3cret" in output for _, output in said)
+    assert run("delete", "KEY", "--worker", "shop") == (0, "KEY is forgotten.\n")
+    assert run("delete", "KEY", "--worker", "shop")[0] == 1
+    assert run("put", "KEY", "--worker", "shop", stdin=b"\xff") == (1, "everwarm: KEY: is not UTF-8 text\n")
+    assert run("put", "KEY", "--worker", "shop", stdin=b"x" * 70_000) == (
+        1, "everwarm: KEY: is longer than 65536 bytes\n",
+    )  # fmt: skip
+    assert run("put", "KEY", "--worker", "shop", stdin=b"\n")[0] == 1
+    assert run("put", "KEY", "s3cret", "--worker", "shop")[0] == 2, "a value is no argument"
 
 
 def test_status_tells_a_script_that_nothing_runs(home: Path) -> None:
