@@ -18,6 +18,7 @@ from isolates.engine import sandbox
 from isolates.isolate import Finished, Isolate
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
+from isolates.stores import Stores
 from tests.scripted_conversation import ScriptedConversation
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,7 @@ class BuiltWorker:
         component: Path,
         artifacts: Path = TOOLCHAINS / "artifacts",
         variables: tuple[tuple[str, str], ...] = (),
+        stores: Stores | None = None,
     ) -> "BuiltWorker":
         store = ArtifactStore(artifacts)
         compiled = compile_and_start(component.read_bytes(), store, IsolateLimits(startup_cpu_ms=10_000))
@@ -92,6 +94,7 @@ class BuiltWorker:
             IsolateLimits(startup_cpu_ms=5_000, cpu_ms=5_000),
             secrets.token_bytes,
             variables,
+            stores,
         )
         assert isinstance(isolate, Isolate), isolate
         return cls(isolate)

@@ -423,12 +423,17 @@ class CompleteServers:
         await wait_until(run, f"{guests} guests run")
 
     async def deploy(
-        self, name: str, component: bytes, bindings: Bindings = NOTHING_BOUND, **limits: int
+        self,
+        name: str,
+        component: bytes,
+        bindings: Bindings = NOTHING_BOUND,
+        routes: tuple[str, ...] = (),
+        **limits: int,
     ) -> dict[str, Any]:
         """Deploy a component under ``name`` on the paid plan; the job as it ended."""
         asked = {
             "name": name, "plan": "paid", "limits": limits, "component": component, "author": "a test",
-            "bindings": bindings.to_plain(),
+            "bindings": bindings.to_plain(), "routes": list(routes),
         }  # fmt: skip
         begun = decode_plain(await self.control.deploy(encode_plain(asked)))
         job: dict[str, Any] = {}

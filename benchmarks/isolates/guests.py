@@ -23,7 +23,7 @@ from wasmtime import wat2wasm
 from benchmarks.isolates import text_guest
 from everwarm.build import BuildError, ManifestError, build
 from everwarm.build.cache import Cache, content_key
-from everwarm.build.project import WIT_DIR, WIT_WORLD, wit_inputs
+from everwarm.build.project import WIT_DIR, WIT_WORLDS, wit_inputs
 from everwarm.build.tool import run
 from everwarm.build.toolchain import JAVASCRIPT, PYTHON, Toolchain, install, is_installed, node_program
 from isolates.acceptance import Rejected
@@ -150,7 +150,7 @@ class Guests:
             run(
                 [
                     *(node_program(), str(componentize), "app.js", "--wit", str(WIT_DIR)),
-                    *("--world-name", WIT_WORLD, "--out", "worker.wasm"),
+                    *("--world-name", WIT_WORLDS[0], "--out", "worker.wasm"),
                 ],
                 failure="a stock fetch event cannot be built",
                 cwd=Path(scratch),

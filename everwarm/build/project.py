@@ -6,9 +6,9 @@ from pathlib import Path
 from everwarm.build.manifest import Manifest
 from everwarm.build.tool import BuildError
 
-# The WASI text that every worker is built against, and the world in it.
+# The WASI text that every worker is built against, and the worlds in it: without key-value stores, and with them.
 WIT_DIR = Path(__file__).parent / "wit"
-WIT_WORLD = "everwarm-worker"
+WIT_WORLDS = ("everwarm-worker", "everwarm-worker-with-stores")
 
 # As much as a component may weigh (64 MiB raw): sources above that cannot become one.
 _SOURCE_BYTES_MAX = 64 * 1024 * 1024
@@ -40,6 +40,11 @@ class Project:
                 f"the toolchain in {self.toolchain.name} lacks {path[-1]}; remove that folder and build again"
             )
         return file
+
+    @property
+    def world(self) -> str:
+        """The world that the worker is built for."""
+        return WIT_WORLDS[bool(self.manifest.bindings.kv)]
 
     @property
     def shown_as(self) -> dict[Path, str]:

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path, PurePosixPath
 
-from everwarm.build.project import WIT_DIR, WIT_WORLD, Input, Project, entry_file, source_inputs, wit_inputs
+from everwarm.build.project import WIT_DIR, WIT_WORLDS, Input, Project, entry_file, source_inputs, wit_inputs
 from everwarm.build.tool import BuildError, run, tool_environment
 from isolates.rehearsal import LISTING_MARK, marked
 
@@ -23,7 +23,7 @@ _GLUE = ("worker_heap.py", "worker_wasi.py", "worker_wsgi.py")
 _ENTRY = "everwarm_entry"
 # What is beside the worker in its component; a worker of that name would hide it.
 _TAKEN_NAMES = frozenset(
-    {WIT_WORLD.replace("-", "_"), "wit_world", "componentize_py_types", _ENTRY}
+    {*(world.replace("-", "_") for world in WIT_WORLDS), "wit_world", "componentize_py_types", _ENTRY}
     | {name.removesuffix(".py") for name in _GLUE}
 )
 _ENTRY_TEXT = """\
@@ -76,7 +76,7 @@ def compile_component(project: Project) -> bytes:
     run(
         [
             *(sys.executable, "-c", "import sys, componentize_py; sys.exit(componentize_py.script())"),
-            *("--quiet", "--wit-path", str(WIT_DIR), "--world", WIT_WORLD, "componentize", _ENTRY),
+            *("--quiet", "--wit-path", str(WIT_DIR), "--world", project.world, "componentize", _ENTRY),
             *("--python-path", str(glue), "--python-path", str(sources), "--output", "worker.wasm"),
         ],
         failure=f"{name}: the worker cannot be imported for its snapshot",

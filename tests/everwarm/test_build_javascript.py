@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from actors.store_file import StoreFile
 from everwarm.build import BuildError, build
 from everwarm.build.toolchain import JAVASCRIPT
 from isolates.limits import Verdict
 from isolates.outcome import Outcome
 from tests.built_worker import TOOLCHAINS, BuiltWorker, needs
+from tests.file_stores import FileStores
 
 pytestmark = [
     pytest.mark.toolchain,
@@ -114,6 +116,19 @@ const routes = {
 export default {
   fetch(request, env, ctx) {
     return routes[new URL(request.url).pathname](request, env, ctx);
+  },
+};
+"""
+
+STORE = """
+import { open } from 'wasi:keyvalue/store@0.2.0-draft';
+import { increment } from 'wasi:keyvalue/atomics@0.2.0-draft';
+export default {
+  fetch(request) {
+    const bucket = open('sessions');
+    const hits = increment(bucket, 'hits', 1n);
+    bucket.set('last', new TextEncoder().encode(new URL(request.url).pathname));
+    return new Response(`${hits} ${new TextDecoder().decode(bucket.get('last'))}`);
   },
 };
 """
@@ -337,3 +352,15 @@ class TestHono:
         assert "for the log only" in failed.log
         later = hono.ask("/later")
         assert (later.status, later.body, later.log) == (204, b"", "later\n")
+
+
+def test_a_key_value_store(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "store", STORE, "store")
+    with (folder / "everwarm.toml").open("a") as manifest:
+        manifest.write('[[bindings.kv]]\nname = "sessions"\nstore = "shop-sessions"\n')
+    built = build(folder, cache_dir=TOOLCHAINS / "cache", toolchain_dir=TOOLCHAINS, progress=lambda line: None)
+    file = StoreFile(tmp_path / "stores.sqlite")
+    worker = BuiltWorker.of_component(built.component, stores=FileStores(file))
+    assert [worker.ask(path).body for path in ("/one", "/two")] == [b"1 /one", b"2 /two"]
+    worker.close()
+    file.close()

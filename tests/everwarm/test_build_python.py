@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from actors.store_file import StoreFile
 from everwarm.build import BuildError, build
 from everwarm.build.toolchain import PYTHON
 from isolates.limits import Verdict
 from isolates.outcome import Outcome
 from tests.built_worker import TOOLCHAINS, BuiltWorker, needs
+from tests.file_stores import FileStores
 
 WORKER = """
 import os, random, sys, hashlib
@@ -228,6 +230,33 @@ class TestOtherShapes:
         folder = folder_of(tmp_path / "w", "application = 3\n", "neither")
         with pytest.raises(BuildError, match=r"app\.py defines neither app \(or application\), a WSGI application"):
             build(folder, cache_dir=tmp_path / "cache", toolchain_dir=TOOLCHAINS, progress=lambda line: None)
+
+
+STORE = """
+from wit_world.imports import atomics, store
+
+def app(environ, start_response):
+    with store.open("sessions") as bucket:
+        hits = atomics.increment(bucket, "hits", 1)
+        bucket.set("last", environ["PATH_INFO"].encode())
+        last = bucket.get("last")
+    start_response("200 OK", [("content-type", "text/plain")])
+    return [f"{hits} {last.decode()}".encode()]
+"""
+
+
+@pytest.mark.toolchain
+@needs(PYTHON)
+def test_a_key_value_store(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "store", STORE, "store")
+    with (folder / "everwarm.toml").open("a") as bound:
+        bound.write('[[bindings.kv]]\nname = "sessions"\nstore = "shop-sessions"\n')
+    built = build(folder, cache_dir=TOOLCHAINS / "cache", toolchain_dir=TOOLCHAINS, progress=lambda line: None)
+    file = StoreFile(tmp_path / "stores.sqlite")
+    worker = BuiltWorker.of_component(built.component, stores=FileStores(file))
+    assert [worker.ask(path).body for path in ("/one", "/two")] == [b"1 /one", b"2 /two"]
+    worker.close()
+    file.close()
 
 
 FRAMEWORKS = """

@@ -1,5 +1,6 @@
 """wasi:keyvalue, called as guests call it: on a real file, and where nothing answers."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +16,12 @@ from isolates.engine import Sandbox
 from isolates.isolate import Isolate, RunningGuest
 from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
-from isolates.stores import StoreAsked, StoreTold
+from isolates.stores import StoreAsked
 from isolates.wasi.keyvalue import OPERATIONS_MAX
+from tests.file_stores import FileStores
 from tests.isolates.host_functions import guest_for
 from tests.isolates.store_guest import store_guest
 from tests.scripted_conversation import ScriptedConversation
-
-
-class FileStores:
-    """The stores of a file; ``sessions`` is bound. Answers come at once."""
-
-    def __init__(self, file: StoreFile) -> None:
-        self.file = file
-        self.asked: list[StoreAsked] = []
-
-    def begin(self, store: str, asked: StoreAsked) -> StoreTold:
-        self.asked.append(asked)
-        if store != "sessions":
-            return StoreTold(error=("no-such-store", None))
-        return self.file.carry_out(store, asked)
 
 
 class SilentCall:
@@ -140,8 +128,6 @@ def test_operations_of_a_request_are_bounded(calls: Calls) -> None:
 
 
 def test_a_store_that_does_not_answer_ends_with_its_request(box: Sandbox, tmp_path: Path) -> None:
-    import os
-
     reading, writing = os.pipe()
     guest = guest_for(ScriptedConversation(), wall_ms=50)
     guest.stores = silent = SilentStores(reading)

@@ -1,0 +1,77 @@
+"""Routes over a real TLS edge, with real servers and guests behind it, and without Ray."""
+
+import asyncio
+import secrets
+import ssl
+from pathlib import Path
+
+import pytest
+from complete_servers import Compiled, CompleteServers, component, wait_until
+from https_client import Answer, fetch
+
+from actors.link import Links
+from ingress.authority import LocalAuthority
+from ingress.ingress import Ingress
+
+
+def test_a_deploys_routes_are_served_with_their_certificates(zig: Compiled, tmp_path: Path) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        authority = LocalAuthority.open(tmp_path / "authority")
+        edge = Ingress(
+            "server-1",
+            address="127.0.0.1",
+            port=0,
+            server_socket=cluster[1].server_socket,
+            links=Links(),
+            authority=authority,
+            certificates=None,
+            entropy=secrets.token_bytes,
+        )
+        port = await edge.start()
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "authority" / "ca.pem"))
+
+        async def asked(host: str, path: str = "/", *, server_name: str | None = None) -> Answer:
+            return await asyncio.to_thread(fetch, trusted, port, host, path, server_name=server_name)
+
+        async def routed(*hosts: str) -> None:
+            async def there() -> bool:
+                return all(edge._routes.pattern_of(host) for host in hosts)
+
+            await wait_until(there, f"{hosts} are routed")
+
+        try:
+            routes = ("shop.example.com/*", "*.shop.example.com")
+            job = await cluster.deploy("hello", component("hello"), routes=routes, cpu_ms=10_000)
+            assert job["error"] is None, job
+            job = await cluster.deploy("echo", component("echo"), routes=("shop.example.com/api/*",), cpu_ms=10_000)
+            assert job["error"] is None, job
+            await routed("shop.example.com", "a.shop.example.com", "echo.localhost")
+
+            # Each handshake checks the certificate against the name that was asked for.
+            for host in ("shop.example.com", "SHOP.example.com", "a.shop.example.com", "hello.localhost"):
+                answer = await asked(f"{host}:{port}", "/cart?x=1", server_name=host.lower())
+                assert (answer.status, answer.body) == (200, b"hello from Zig\nyou asked for /cart\n")
+            assert b"hello from Zig" not in (await asked("shop.example.com", "/api/v1")).body
+            assert (await asked("shop.example.com", "/apis")).body.startswith(b"hello from Zig")
+            # A connection is for a name, and a request on it may be for another: it is the request's that counts.
+            assert (await asked("nobody.example.com", server_name="shop.example.com")).status == 404
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await asked("nobody.example.com")
+
+            refused = await cluster.deploy("thief", component("hello"), routes=("a.example", "shop.example.com"))
+            assert refused["error"]["message"] == "routes: shop.example.com leads to another worker"
+            job = await cluster.deploy("hello", component("hello"), routes=("new.example.com",), cpu_ms=10_000)
+            assert job["error"] is None, job
+            await routed("new.example.com")
+            assert (await asked("new.example.com")).status == 200
+            assert (await asked("shop.example.com", "/cart", server_name="new.example.com")).status == 404
+            assert (await asked("shop.example.com", "/api/v1")).status == 200
+        finally:
+            await edge.stop()
+
+    async def whole() -> None:
+        async with asyncio.timeout(60), CompleteServers(tmp_path / "cluster", 1, zig.directory) as cluster:
+            await scenario(cluster)
+
+    (tmp_path / "cluster").mkdir()
+    asyncio.run(whole())
