@@ -105,6 +105,7 @@ def what_to_try(home: Home, running: Running, deployed: list[str]) -> str:
         f"  {everwarm} traces        the latest requests; {everwarm} traces ID draws one",
         f"  {everwarm} status        servers, homes, counters",
         f"  {python} examples/submit_requests.py",
+        f"  {python} examples/nested_workers.py        a platform of workers that call workers",
         "",
     ]
     if others:

@@ -279,7 +279,7 @@ def test_the_driver_sees_where_each_request_ran(site: Site) -> None:
 
 def test_the_platform_of_nested_workers_as_a_user_runs_it(site: Site) -> None:
     example = [sys.executable, str(ROOT / "examples" / "nested_workers.py")]
-    ran = subprocess.run(example, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(example, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     alice, bob, steal, spin, nobody = ran.stdout.split("\n--- GET ")[1:]
     for visit, answer, stages in (
