@@ -8,7 +8,7 @@ It deploys the workers of ``workers/platform``: the ``dispatcher``, its outbound
 worker ``audit``, and customers' workers in the dispatch namespace ``customers``: ``alice`` in C, ``bob`` in Zig, and
 with ``--with-js`` ``carol`` in JavaScript. Then it sends a few requests, each through another server, and prints for
 each the answer, the tree of calls as a waterfall, and what the audit heard once all of it was over. What is deployed
-stays; a second time it is there already.
+stays. A second run deploys it again as new versions, quickly: code that was compiled once is kept.
 """
 
 import argparse
