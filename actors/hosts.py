@@ -126,6 +126,11 @@ class Hosts:
         self.lost = 0
 
     @property
+    def all(self) -> tuple[str, ...]:
+        """The sockets of all hosts that there should be."""
+        return self._all
+
+    @property
     def alive(self) -> tuple[str, ...]:
         """The sockets of the hosts that are not known to be gone."""
         return self._alive

@@ -546,6 +546,7 @@ class Server:
                 "live": self._live.statistics(),
                 "traces": self._traces.statistics(),
                 "hosts": len(self._hosts.alive),
+                "hosts_all": len(self._hosts.all),
                 "hosts_lost": self._hosts.lost,
                 "sticky_refusals": len(self._client.refusals),
                 "lent_out": len(self._exports) + len(self._submissions),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from everwarm.cli_crashes import supervision_lines
 from everwarm.cli_servers import membership_text
 from everwarm.console import JSON, fail, open_home, progress, when
 from everwarm.home import Home
@@ -49,6 +50,7 @@ METRICS_ABOVE = 1_000
     "--isolates", default=2000, show_default=True, type=click.IntRange(1, 20_000), help="At most, in each host."
 )
 @click.option("--sharding/--no-sharding", default=True, help="Send requests to the home of their worker, or never.")
+@click.option("--restarts/--no-restarts", default=True, help="Replace a process that dies or hangs, or leave it.")
 @click.option(
     "--egress-allow",
     multiple=True,
@@ -76,6 +78,7 @@ def up(
     memory_mib: int,
     isolates: int,
     sharding: bool,
+    restarts: bool,
     egress_allow: tuple[str, ...],
     detach: bool,
     examples: bool,
@@ -152,6 +155,7 @@ def up(
         memory_bytes_max=memory_mib << 20,
         isolates_max=isolates,
         sharding=sharding,
+        restarts=restarts,
         hosts=hosts,
     )
     try:
@@ -259,6 +263,8 @@ def status(as_json: bool) -> None:
     if metrics:
         click.echo("\nmetrics: " + ", ".join(f"http://{where}/metrics" for where in metrics))
     click.echo("\n" + membership_text(membership))
+    for line in supervision_lines(home):
+        click.echo(line)
     homes: dict[str, str] = next(
         (c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {}
     )

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from everwarm.console import JSON, open_home, when
+from everwarm.home import Home
 
 
 @click.command()
@@ -49,6 +50,23 @@ def _lines(report: dict[str, Any]) -> str:
     if report["running_more"]:
         lines.append(f"    and {report['running_more']} more")
     return "\n".join(lines if report["running"] else [*lines, "    nothing was running"])
+
+
+def supervision_lines(home: Home) -> list[str]:
+    """For `status`: roles that were restarted or do not run, a line each. Nothing on another machine than the owner's,
+    and when all is as it was."""
+    from everwarm.owner import OrderFailed, ask_roles
+
+    try:
+        roles = ask_roles(home)
+    except OrderFailed:
+        return []
+    return [
+        f"{address}: {role['state']}"
+        + (f", restarted {role['restarts']} times, back after {role['took_s'][-1]:.1f} s" if role["restarts"] else "")
+        for address, role in roles.items()
+        if role.get("restarts") or role["state"] not in ("running", "ready")
+    ]
 
 
 COMMANDS: tuple[click.Command, ...] = (crashes,)

@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -105,20 +105,17 @@ class AsyncClient:
     """A connection to a cluster, for programs with an event loop."""
 
     def __init__(
-        self, running: Running, control: Any, leave: Callable[[], None], look: Callable[[], Running | None]
+        self,
+        running: Running,
+        introduce: Callable[[str], Awaitable[Any]],
+        leave: Callable[[], None],
+        look: Callable[[], Running | None],
     ) -> None:
-        """``look``: what the cluster says of itself now."""
+        """``introduce``: the handle of a role, by address. ``look``: what the cluster says of itself now."""
         self.running = running
         self._leave = leave
         self._look = look
         self._round_robin = itertools.cycle(sorted(running.servers))
-
-        async def introduce(address: str) -> Any:
-            if address == "control":
-                return control
-            found = await control.introduce.remote(address)
-            return found[0] if found else None
-
         self._peers = RayPeers(introduce)
 
     @property
@@ -304,11 +301,17 @@ class AsyncClient:
 
         counters = dict(await asyncio.gather(*(one(address) for address in addresses)))
         more = [
-            f"{s}/host-{i}"
-            for s in self.servers
-            for i in range(2, 1 + sum(counters[f"{s}/server"].get(of, 0) for of in ("hosts", "hosts_lost")))
+            f"{s}/host-{i}" for s in self.servers for i in range(2, 1 + counters[f"{s}/server"].get("hosts_all", 0))
         ]
         return counters | dict(await asyncio.gather(*(one(address) for address in more)))
+
+    async def process_id(self, address: str) -> int:
+        """The number of a role's process, on its machine. ``EverwarmError`` while it has none."""
+        try:
+            peer = await self._peers.get(address)
+        except PeerLost as away:
+            raise EverwarmError(str(away)) from away
+        return int(await _calling(peer, "process_id", b""))
 
     async def members(self) -> dict[str, Any]:
         """Who is in the cluster: ``epoch``, ``servers`` (homes with weights), ``members`` (each with its state)."""
@@ -523,6 +526,10 @@ class Client:
         """See ``AsyncClient.refresh``."""
         self._inner.refresh()
 
+    def process_id(self, address: str) -> int:
+        """See ``AsyncClient.process_id``."""
+        return self._wait(self._inner.process_id(address))
+
     def members(self) -> dict[str, Any]:
         """See ``AsyncClient.members``."""
         return self._wait(self._inner.members())
@@ -588,7 +595,7 @@ def _connect(home: Home | None, ray_address: str | None) -> AsyncClient:
         from everwarm.ray_driver import attach
 
         attached = attach(running.ray_address)
-        return AsyncClient(running, attached.control, attached.leave, home.running)
+        return AsyncClient(running, attached.introduce, attached.leave, home.running)
     joined = home.joined()
     known = [running.ray_address if running else "", joined.ray_address if joined else ""]
     address = ray_address or next(filter(None, known), "") or os.environ.get("RAY_ADDRESS", "")
@@ -618,7 +625,7 @@ def _connect_to_nodes(home: Home, address: str) -> AsyncClient:
     if running is None:
         attached.leave()
         raise NotRunning(f"Everwarm is starting on the Ray at {address}. Ask again in a few seconds.")
-    return AsyncClient(running, attached.control, attached.leave, look)
+    return AsyncClient(running, attached.introduce, attached.leave, look)
 
 
 async def _end_tasks() -> None:

@@ -12,6 +12,8 @@ what this process does is bring and end them, and while it is gone they serve.
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,22 +25,42 @@ import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.membership import State
+from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
-from everwarm.ray_driver import NAMESPACE
+from everwarm.ray_driver import NAMESPACE, has_control, own_node, say_process
 from everwarm.role_process import RoleProcess
-from everwarm.roles import CONTROL, CONTROL_ROLE, FINISH_S_MAX, STAY, ClusterConfig, Role, machine_roles
+from everwarm.roles import (
+    CONTROL,
+    CONTROL_ROLE,
+    FINISH_S_MAX,
+    ROLES,
+    STANDBY_ROLE,
+    STAY,
+    ClusterConfig,
+    Role,
+    machine_roles,
+)
+from everwarm.standbys import NoProcess, Standbys
 
 _log = logging.getLogger("everwarm.cluster")
 
 #: Calls under way in one role's process. Our own admission refuses long before; beyond this Ray would queue unseen.
 _CALLS_MAX = 10_000
 _START_TIMEOUT_S = 60.0
+#: Probes have a thread of their own in each process, and one is under way at a time, or one that came late.
+_PROBE_GROUP, _PROBES_MAX = "probe", 4
+#: Who does not hear for so long of a role that has another process hears of it later.
+_MEET_S_MAX = 2.0
 #: A role that is stopped gets so long before its process is ended.
 _STOP_S_MAX = 10.0
 #: Until a server has left: its workers are warmed elsewhere, what runs there finishes, and some.
 _LEAVE_S_MAX = 90.0
 #: Until a server has joined: all code is on its disk, a change of the ring that was under way is over, and its own is.
 _JOIN_S_MAX = 150.0
+
+
+class Unanswered(Exception):
+    """A probe was not answered; the message says by whom."""
 
 
 class StartFailed(Exception):
@@ -59,11 +81,16 @@ class Cluster:
 
     def __init__(self, control: Place) -> None:
         """``control``: where the ControlPlane is."""
-        self._process = ray.remote(num_cpus=0, max_concurrency=_CALLS_MAX, max_task_retries=0)(RoleProcess)
+        self._process = ray.remote(
+            num_cpus=0, max_concurrency=_CALLS_MAX, max_task_retries=0, concurrency_groups={_PROBE_GROUP: _PROBES_MAX}
+        )(RoleProcess)
         self._control = control
         self._actors: dict[str, Any] = {}
         self._places: dict[str, Place] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._joining: dict[str, asyncio.Task[None]] = {}
+        self._standbys = Standbys[Place](lambda name, place: self._make_process(name, STANDBY_ROLE, "", place, None))
+        self._said = b""
         #: Hears of the address of each role whose process is gone, and that nobody ended.
         self.on_role_lost: Callable[[str], None] = lambda address: _log.error("%s is gone", address)
         self.ports: dict[str, int] = {}
@@ -81,15 +108,20 @@ class Cluster:
 
     def _make(self, role: Role, server: str, control: Any) -> Any:
         address = CONTROL if role is CONTROL_ROLE else f"{server}/{role.name}"
-        place = self._control if role is CONTROL_ROLE else self._places[server]
-        options: dict[str, Any] = {"name": address, "namespace": NAMESPACE, "max_restarts": role.max_restarts}
+        actor = self._make_process(address, role, server, self._place(address), control)
+        self._actors[address] = actor
+        return actor
+
+    def _make_process(self, name: str, role: Role, server: str, place: Place, control: Any) -> Any:
+        options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "max_restarts": role.max_restarts}
         if place.node:
             # Not soft: Ray would put it elsewhere, beside another server, and even while the node lives.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node, soft=False)
             options["lifetime"] = "detached"
-        actor = self._process.options(**options).remote(role.name, server, place.config, control, place.edge_port)
-        self._actors[address] = actor
-        return actor
+        return self._process.options(**options).remote(role.name, server, place.config, control, place.edge_port)
+
+    def _place(self, address: str) -> Place:
+        return self._control if address == CONTROL else self._places[address.partition("/")[0]]
 
     def _of(self, server: str) -> list[str]:
         """The addresses of a server's roles."""
@@ -98,9 +130,12 @@ class Cluster:
     async def start_control(self) -> None:
         """Start the ControlPlane. ``StartFailed`` says what stopped it."""
         try:
+            if await asyncio.to_thread(has_control):
+                raise ValueError("the ControlPlane has another name by now")
             self._make(CONTROL_ROLE, "", None)
         except ValueError as taken:
             raise StartFailed("A cluster runs on this Ray already. End it with: everwarm down") from taken
+        await asyncio.to_thread(say_process, CONTROL, CONTROL)
         await self._start(CONTROL)
         await self._actors[CONTROL].register.remote(CONTROL, [self._actors[CONTROL]])
 
@@ -151,6 +186,7 @@ class Cluster:
     def say(self, said: bytes) -> None:
         """What the cluster says of itself from now on, to those who connect through Ray. Without a ControlPlane nobody
         does, so whether it was heard does not matter."""
+        self._said = said
         self._actors[CONTROL].say.remote(said)
 
     async def next_order(self) -> tuple[int, bytes]:
@@ -170,6 +206,9 @@ class Cluster:
         addresses = self._of(server)
         for address in addresses:
             self._unwatch(address)
+        joining = self._joining.pop(server, None)
+        if joining is not None:
+            joining.cancel()
         for address in sorted(addresses, key=_order_of_ending):
             actor = self._actors.pop(address)
             if stop:
@@ -217,6 +256,95 @@ class Cluster:
             self._watching.pop(address, None)
             self.on_role_lost(address)
 
+    # ------------------------------------------------------------------------------------- processes that take over
+
+    @property
+    def roles_up(self) -> list[str]:
+        """The addresses of all roles that should run: the ControlPlane's, and those of servers that have come."""
+        return [a for a in self._actors if a == CONTROL or a.partition("/")[0] in self.ports]
+
+    def restarts_of(self, address: str) -> SupervisionLimits:
+        """When the process of a role is replaced."""
+        return ROLES[address.rpartition("/")[2].partition("-")[0]].restarts
+
+    async def replace(self, address: str) -> None:
+        """Give a role that has no process any more another one, at the same place: what it knows, it gets from its
+        peers. ``StartFailed`` says why it did not start, also when nobody wants it any more."""
+        if address not in self._actors:
+            raise StartFailed(f"{address} was removed.")
+        server, _, role = address.rpartition("/")
+        place = self._place(address)
+        self._unwatch(address)
+        try:
+            standby = await self._standbys.take(place)
+        except NoProcess as nobody:
+            raise StartFailed(f"{address} did not start: {nobody}.") from nobody
+        actor = standby.actor
+        try:
+            if address not in self._actors:
+                raise StartFailed(f"{address} was removed.")
+            self._actors[address] = actor  # so that it hears of a ControlPlane that comes meanwhile
+            control = [] if address == CONTROL else [self._actors[CONTROL]]
+            port = self.ports.get(server, place.edge_port)
+            await actor.become.remote(role, server, place.config, control, port)
+            await self._introduce(address, standby.name)
+            await self._start(address)
+        except ray.exceptions.RayError as broken:
+            ray.kill(actor, no_restart=True)
+            raise StartFailed(f"{address} did not start: {type(broken).__name__}.") from broken
+        except BaseException:
+            ray.kill(actor, no_restart=True)
+            raise
+        if role == "server":
+            self._joining[server] = asyncio.create_task(self._join_again(server, actor))
+
+    async def _introduce(self, address: str, name: str) -> None:
+        """Let everybody meet the new process at an address."""
+        control = self._actors[CONTROL]
+        if address != CONTROL:
+            with suppress(ray.exceptions.RayError, TimeoutError):  # the next ControlPlane gets the whole directory
+                await asyncio.wait_for(control.register.remote(address, [self._actors[address]]), _MEET_S_MAX)
+        else:
+            # First the directory, then those who look things up in it.
+            await asyncio.gather(*(control.register.remote(a, [actor]) for a, actor in self._actors.items()))
+            meeting = [actor.meet.remote([control]) for a, actor in self._actors.items() if a != CONTROL]
+            with suppress(TimeoutError):  # who hangs is ended, and its next process is told
+                await asyncio.wait_for(asyncio.gather(*meeting, return_exceptions=True), _MEET_S_MAX)
+            control.say.remote(self._said)
+        await asyncio.to_thread(say_process, address, name)
+
+    async def _join_again(self, server: str, actor: Any) -> None:
+        """A Server that took over joins as any other; it serves its own clients before it has."""
+        with suppress(ray.exceptions.RayError):  # it goes on beating, which lets it in as well
+            await actor.call.remote("begin", b"")
+
+    def have_standbys(self) -> None:
+        """Have a process ready for each machine that has a role."""
+        self._standbys.have((self._control, *self._places.values()))
+
+    @property
+    def standbys(self) -> dict[str, bool]:
+        """Those, by name, and whether they are ready by now."""
+        return self._standbys.are_ready()
+
+    async def probe(self, address: str) -> float:
+        """How many seconds ago the event loop of a role last turned. ``Unanswered``. Whoever asks has a limit."""
+        try:
+            turned_s: float = await self._actors[address].probe.options(concurrency_group=_PROBE_GROUP).remote()
+        except (ray.exceptions.RayError, KeyError) as gone:
+            raise Unanswered(f"{address}: {type(gone).__name__}") from gone
+        return turned_s
+
+    def kill(self, address: str) -> None:
+        """End the process of a role that hangs. A stopped one does not hear Ray, but the kernel."""
+        actor, pid = self._actors.get(address), self.pids.get(address)
+        if actor is None:
+            return
+        if pid is not None and self._place(address).node in ("", own_node()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        ray.kill(actor, no_restart=True)
+
     def _unwatch(self, address: str) -> None:
         watching = self._watching.pop(address, None)
         if watching is not None:
@@ -226,6 +354,9 @@ class Cluster:
         """Stop all roles, the edges first, and end their processes where they would stay."""
         for address in list(self._watching):
             self._unwatch(address)
+        for task in self._joining.values():
+            task.cancel()
+        self._standbys.end()
         for rank in sorted({_order_of_ending(address) for address in self._actors}):
             stopping = [a.stop.remote() for address, a in self._actors.items() if _order_of_ending(address) == rank]
             with suppress(TimeoutError):
@@ -251,7 +382,7 @@ def end_detached() -> int:
 def _order_of_ending(address: str) -> int:
     """The edge first, so that nobody comes to what is not there any more, and the ControlPlane last."""
     role = address.rpartition("/")[2].partition("-")[0]
-    return ("ingress", "shard", "server", "host", CONTROL).index(role)
+    return ("ingress", "shard", "server", "host", CONTROL, STANDBY_ROLE.name).index(role)
 
 
 def _reason(address: str, cause: BaseException, places: dict[str, Place]) -> str:

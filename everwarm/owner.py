@@ -7,6 +7,9 @@ a time; lines of JSON:
     {"do": "add"} or {"do": "remove", "server": "server-2"}
     {"progress": "starting server-4"} …  and at last  {"done": {"server": "server-4"}}  or  {"error": "…"}
 
+``{"do": "roles"}`` is a question and waits for no order: {"done": {"roles": {"server-1/host": {"pid": …, "state":
+"running", "restarts": 0, "took_s": []}, …}}}
+
 From other machines orders come through the ControlPlane's process (``order_book``), and have the last line as answer.
 """
 
@@ -16,7 +19,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from actors.side_work import SideWork
 from everwarm.home import Home
@@ -61,13 +64,22 @@ class Book(Protocol):
 class Owner:
     """The owner's end. ``on_changed`` hears when servers came or went."""
 
-    def __init__(self, home: Home, servers: Servers, on_changed: Callable[[], object], book: Book) -> None:
+    def __init__(
+        self,
+        home: Home,
+        servers: Servers,
+        on_changed: Callable[[], object],
+        book: Book,
+        roles: Callable[[], dict[str, dict[str, object]]] = dict,
+    ) -> None:
+        """``roles``: what is known of each role's process."""
         self._path = _socket_path(home)
         self._book = book
         self._reading: asyncio.Task[None] | None = None
         self._side = SideWork("owner")
         self._servers = servers
         self._on_changed = on_changed
+        self._roles = roles
         self._one_at_a_time = asyncio.Lock()
         self._orders = 0
         self._server: asyncio.Server | None = None
@@ -97,6 +109,9 @@ class Owner:
             line = await asyncio.wait_for(reader.readline(), 5.0)
             if self._orders > _ORDERS_MAX:
                 say(error="Too many orders are waiting.")
+                return
+            if _is_question(line):
+                say(done={"roles": self._roles()})
                 return
             say(**await self._answer(line, lambda progress: say(progress=progress)))
         except (OSError, TimeoutError, ValueError) as nonsense:
@@ -140,8 +155,25 @@ class Owner:
         return server
 
 
+def _is_question(line: bytes) -> bool:
+    """Whether it is not an order, and changes nothing. ``ValueError`` when it is neither."""
+    asked = json.loads(line)
+    return isinstance(asked, dict) and asked.get("do") == "roles"
+
+
 def ask_owner(home: Home, order: dict[str, str], progress: Callable[[str], None]) -> str:
     """Ask the owner of the cluster that runs from ``home``: the name of the server it was about. ``OrderFailed``."""
+    return str(_done(home, order, progress)["server"])
+
+
+def ask_roles(home: Home) -> dict[str, dict[str, Any]]:
+    """What the owner knows of each role's process, by address: ``pid``, ``state``, ``restarts``, and ``took_s`` of the
+    last ones. ``OrderFailed``."""
+    found: dict[str, dict[str, Any]] = _done(home, {"do": "roles"}, lambda line: None)["roles"]
+    return found
+
+
+def _done(home: Home, order: dict[str, str], progress: Callable[[str], None]) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(_ORDER_S_MAX)
         try:
@@ -150,7 +182,8 @@ def ask_owner(home: Home, order: dict[str, str], progress: Callable[[str], None]
             for said in line.makefile("r", encoding="utf-8"):
                 word = json.loads(said)
                 if "done" in word:
-                    return str(word["done"]["server"])
+                    done: dict[str, Any] = word["done"]
+                    return done
                 if "error" in word:
                     raise OrderFailed(str(word["error"]))
                 progress(str(word["progress"]))

@@ -4,20 +4,24 @@ Where Ray reads its environment, which addresses it takes for its own, and how i
 not ours is here and in ``cluster``.
 """
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import ray
 import ray.exceptions
 from ray._private import ray_constants, services, state
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.experimental import internal_kv
 
 from everwarm.nodes import Node
 from everwarm.roles import CONTROL
 
 #: Where our actors' names are ours alone.
 NAMESPACE = "everwarm"
+#: Where Ray's head keeps the names of processes that took over a role: they have others than the first had.
+_KEYS = b"everwarm"
 #: The ControlPlane's process answers at once; a head that is gone never does.
 _SAID_S_MAX = 10.0
 
@@ -90,13 +94,68 @@ def ray_nodes() -> list[Node]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A way to a cluster that runs: its ControlPlane's process, how to leave it, and what it says of itself."""
+def say_process(address: str, name: str) -> None:
+    """The process of a role is the actor of this name from now on. Waits for Ray's head."""
+    internal_kv._internal_kv_put(f"process of {address}".encode(), name.encode(), namespace=_KEYS)
 
-    control: Any
-    leave: Callable[[], None]
-    said: Callable[[], bytes]
+
+def roles_by_name() -> dict[str, str]:
+    """The addresses of roles that were taken over, by the names of the actors that did. Waits for Ray's head."""
+    keys: list[bytes] = internal_kv._internal_kv_list(b"process of ", namespace=_KEYS)
+    names = {key: internal_kv._internal_kv_get(key, namespace=_KEYS) for key in keys}
+    return {name.decode(): key.decode().removeprefix("process of ") for key, name in names.items() if name is not None}
+
+
+def control_process() -> Any:
+    """The handle of the ControlPlane's process. Waits for Ray's head. ``LookupError`` when there is none."""
+    name = internal_kv._internal_kv_get(f"process of {CONTROL}".encode(), namespace=_KEYS)
+    try:
+        return ray.get_actor(CONTROL if name is None else name.decode(), namespace=NAMESPACE)
+    except ValueError as nobody:
+        raise LookupError("no cluster runs on this Ray") from nobody
+
+
+def has_control() -> bool:
+    """Whether there is one. Waits for Ray's head."""
+    try:
+        control_process()
+    except LookupError:
+        return False
+    return True
+
+
+class Attached:
+    """A way to a cluster that runs: who introduces its roles, how to leave it, and what it says of itself."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        """``LookupError`` when no cluster of ours runs on this process's Ray."""
+        self.leave = leave
+        self._control = control_process()
+
+    async def introduce(self, address: str) -> Any:
+        """The actor handle of a role, or None. ``RayError`` when there is no ControlPlane to ask."""
+        if address == CONTROL:
+            await self._look_again()  # whoever asks has none, or one that is gone
+            return self._control
+        try:
+            found = await self._control.introduce.remote(address)
+        except ray.exceptions.ActorDiedError:
+            await self._look_again()
+            found = await self._control.introduce.remote(address)
+        return found[0] if found else None
+
+    async def _look_again(self) -> None:
+        with suppress(LookupError):  # it is being restarted
+            self._control = await asyncio.to_thread(control_process)
+
+    def said(self) -> bytes:
+        """What the cluster says of itself; empty until it is ready. ``RayError``, ``LookupError``."""
+        try:
+            told: bytes = ray.get(self._control.said.remote(), timeout=_SAID_S_MAX)
+        except ray.exceptions.ActorDiedError:
+            self._control = control_process()
+            told = ray.get(self._control.said.remote(), timeout=_SAID_S_MAX)
+        return told
 
 
 def attach(address: str) -> Attached:
@@ -106,14 +165,7 @@ def attach(address: str) -> Attached:
     """
     leave = leave_ray if join_ray(address) else lambda: None
     try:
-        # Named once, here: everything else is met through it.
-        control = ray.get_actor(CONTROL, namespace=NAMESPACE)
-    except ValueError as nobody:
+        return Attached(leave)
+    except LookupError:
         leave()
-        raise LookupError(f"no cluster runs on the Ray at {address}") from nobody
-
-    def said() -> bytes:
-        told: bytes = ray.get(control.said.remote(), timeout=_SAID_S_MAX)
-        return told
-
-    return Attached(control, leave, said)
+        raise

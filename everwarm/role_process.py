@@ -1,13 +1,18 @@
 """A process of the cluster: one role, called by method name with bytes. What it does is in the table of ``roles``.
 
+A process may be a *standby*: it has imported everything and has no role, until it takes the place of one that died.
+Starting Python, Ray and our modules takes seconds on a busy machine, a role some tenths of one.
+
 The ControlPlane's process also keeps the *directory*: the handle of every role by its address, and what the cluster
 says of itself to those who connect. Roles meet through it; a handle is exchanged once and then kept.
 """
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +21,12 @@ from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.peer import OFFER, RayPeers
 from everwarm.home import Home, Joined
 from everwarm.order_book import OrderBook
-from everwarm.roles import CONTROL, CONTROL_ROLE, ORDER, ROLES, STAY, ClusterConfig, Started, World
+from everwarm.roles import CONTROL, CONTROL_ROLE, ORDER, PROCESS_ID, ROLES, STAY, ClusterConfig, Started, World
 
 #: The role that says on its machine that it is part of a cluster.
 _SPEAKER = "server"
+#: How often an event loop says that it turns.
+_TURN_EVERY_S = 0.2
 
 
 class RoleProcess:
@@ -39,11 +46,39 @@ class RoleProcess:
         self._lines: CallLineServer | None = None
         self._line_offer: LineOffer | None = None
         self._stopping = asyncio.Event()
+        self._turned_s = time.monotonic()
+        self._turning: asyncio.Task[None] | None = None
+
+    async def become(self, role: str, server: str, config: ClusterConfig, control: list[Any], edge_port: int) -> None:
+        """A standby takes a role. ``start`` is next. ``control``: a list of one, or of none for the ControlPlane."""
+        self._role = ROLES[role.partition("-")[0]].named(role)
+        self._server, self._config, self._edge_port = server, config, edge_port
+        self._control = control[0] if control else None
+        self._started = None
+
+    async def meet(self, control: list[Any]) -> None:
+        """The ControlPlane is another process from now on."""
+        self._control = control[0]
+        self._peers.forget(CONTROL)
+
+    async def probe(self) -> float:
+        """How many seconds ago the role's event loop last turned. For Ray's concurrency group ``probe``, which has a
+        thread and a loop of its own: calls under way do not hold it up, however many and however slow."""
+        return time.monotonic() - self._turned_s
+
+    async def _turn(self) -> None:
+        while True:
+            self._turned_s = time.monotonic()
+            await asyncio.sleep(_TURN_EVERY_S)
 
     async def start(self) -> dict[str, object]:
         """Start the role. What it says of itself (an ingress: its port)."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        if not faulthandler.is_enabled():
+            faulthandler.enable()  # its last words are in the crash report; before wasmtime's handlers, which go first
+        if self._turning is None:
+            self._turning = asyncio.create_task(self._turn())
         home = Home(Path(self._config.home)) if self._config.home else Home.open()
         config = self._config = replace(self._config, home=str(home.directory))
         peers = self._peers
@@ -65,8 +100,12 @@ class RoleProcess:
 
     async def call(self, method: str, payload: bytes) -> bytes:
         """Call one of the role's methods."""
+        # Also a probe or an offer: a process that has no role yet is not back.
+        assert self._started is not None, "called before it was started"
         if method == "probe":
             return b""
+        if method == PROCESS_ID:
+            return str(os.getpid()).encode()
         if method == OFFER:
             return encode_offer(self._line_offer)
         if method == STAY:
@@ -74,7 +113,6 @@ class RoleProcess:
             return b""
         if method == ORDER:
             return await self._orders.put(payload)
-        assert self._started is not None, "called before it was started"
         return await self._started.calls[method](payload)
 
     async def stop(self) -> None:

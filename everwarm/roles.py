@@ -15,7 +15,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from actors.admission import AdmissionLimits
+from actors.connection import Frame
 from actors.control_plane import ControlPlane
+from actors.crash_reports import CrashReports, Quarantine, take_over
 from actors.distribution import Share
 from actors.egress import EgressServer
 from actors.egress_policy import EgressPolicy, parse_rule
@@ -29,6 +31,7 @@ from actors.residency import ResidencyLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
+from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 from everwarm.home import Home
@@ -45,8 +48,12 @@ CONTROL = "control"
 STAY = "stay"
 #: An order for the owner, at the ControlPlane's process.
 ORDER = "order"
+#: A call that tells the number of the role's process, on its machine.
+PROCESS_ID = "process_id"
 #: Servers on one machine, at a time. Their HTTPS ports follow each other.
 SERVERS_MAX = 16
+#: How often a Server that starts asks for its view, until there is a ControlPlane; whoever starts it has a limit.
+_SYNC_AGAIN_S = 0.1
 #: How often an edge on another machine than the authority looks whether its right to issue runs out, in ten days.
 _RENEW_EVERY_S = 3_600.0
 #: The longest that an edge which goes waits for its clients' requests, as long as a home waits for others'.
@@ -96,6 +103,8 @@ class ClusterConfig:
     ray_address: str = ""
     #: With it, the addresses of all machines that were there when this server started.
     edges: tuple[str, ...] = ()
+    #: Whether a process that dies or hangs is replaced. Without it nothing is, as when its whole machine is gone.
+    restarts: bool = True
     #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
     sharding: bool = True
 
@@ -201,20 +210,38 @@ async def _start_control(world: World) -> Started:
     return Started(calls, stop)
 
 
+def _error_log() -> str:
+    """Where this process's standard error goes; empty when it is no file."""
+    try:
+        target = os.readlink("/proc/self/fd/2")
+    except OSError:
+        return ""
+    return target if os.path.isfile(target) else ""
+
+
 async def _start_host(world: World) -> Started:
+    name, line = f"{world.server}/{world.role}", ServerLine(world.socket("server"))
+    reports = CrashReports(Home(Path(world.config.home)).crashes)
+    running = world.socket(world.role).with_suffix(".running")
+    quarantine = Quarantine(reports)
+    table = await asyncio.to_thread(take_over, running, name, reports, time.time_ns() // 10**6, _error_log())
+    await asyncio.to_thread(quarantine.look, time.time())
     host = IsolateHost(
-        f"{world.server}/{world.role}",
+        name,
         world.socket(world.role),
         world.code,
         server=world.server,
-        tell_server=ServerLine(world.socket("server")).tell,
+        tell_server=line.tell,
         egress_socket=world.socket("egress"),
         server_socket=world.socket("server"),
         residency_limits=ResidencyLimits(
             isolates_max=world.config.isolates_max, memory_bytes_max=world.config.memory_bytes_max
         ),
+        table=table,
+        quarantine=quarantine,
     )
-    host.start()
+    # A Server that missed no process before this one believes in the isolates that it had.
+    await asyncio.to_thread(line.tell, Frame.NOTICE, f"began {host.start()}".encode())
 
     async def statistics(payload: bytes) -> bytes:
         return encode_plain(host.statistics())
@@ -255,6 +282,14 @@ async def _start_server(world: World) -> Started:
         exporter=exporter,
         sharding=config.sharding,
     )
+    # An edge that is there already gets its routes from here, and must not hear that there are none.
+    while True:
+        try:
+            await server.sync()
+            break
+        except (PeerLost, PeerFailed) as away:
+            _log.info("%s waits for the ControlPlane: %s", world.server, away)
+            await asyncio.sleep(_SYNC_AGAIN_S)
     world.socket("server").unlink(missing_ok=True)
     await server.start(world.socket("server"))
     desk = MetricsDesk(
@@ -391,6 +426,10 @@ class Role:
 
     name: str
     start: Callable[[World], Awaitable[Started]]
+    #: When a process that died or hangs is replaced (``supervisor``).
+    restarts: SupervisionLimits = field(default_factory=SupervisionLimits)
+    #: Ray's own restarts. None: it takes 3 to 7 s on a machine of two cores to notice a death and to start a process,
+    #: restarts for ever without a pause, and starts the process alone, without its role.
     max_restarts: int = 0
 
     def named(self, name: str) -> "Role":
@@ -398,8 +437,16 @@ class Role:
         return replace(self, name=name)
 
 
-#: What every machine runs, in the order in which it starts. Restarts come with supervision; until then a lost role is
-#: seen, not hidden.
+async def _start_standby(world: World) -> Started:
+    """It has no role yet."""
+
+    async def stop() -> None:
+        """Nothing runs."""
+
+    return Started({}, stop)
+
+
+#: What every machine runs, in the order in which it starts.
 MACHINE_ROLES = (
     Role("server", _start_server),
     Role("host", _start_host),
@@ -407,7 +454,9 @@ MACHINE_ROLES = (
     Role("ingress", _start_ingress),
 )
 CONTROL_ROLE = Role(CONTROL, _start_control)
-ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE)}
+#: A process that is ready to take the place of one that died.
+STANDBY_ROLE = Role("standby", _start_standby)
+ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE, STANDBY_ROLE)}
 
 
 def machine_roles(config: ClusterConfig) -> list[Role]:

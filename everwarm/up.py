@@ -136,6 +136,7 @@ async def _serve(
     from everwarm.cluster import StartFailed
     from everwarm.owner import Owner
     from everwarm.ray_driver import ray_address
+    from everwarm.supervisor import Supervisor
 
     stop.attach(asyncio.get_running_loop())
     starting = asyncio.create_task(servers.start(progress))
@@ -161,16 +162,20 @@ async def _serve(
             cluster.say(running.encode())
             return running
 
-        owner = Owner(home, servers, say_running, cluster)
+        supervisor = Supervisor(cluster, on_changed=say_running, progress=progress)
+        owner = Owner(home, servers, say_running, cluster, supervisor.report)
         await owner.start()
         running = say_running()
         servers.on_changed = say_running
+        if config.restarts:
+            supervisor.start()
         # Deploying and printing take their time; signals are heard meanwhile.
         ready = asyncio.create_task(asyncio.to_thread(on_ready, running))
         await stopping
         ready.cancel()
         progress("stopping")
         await owner.stop()
+        await supervisor.stop()
     finally:
         stopping.cancel()
         with contextlib.suppress(Exception):

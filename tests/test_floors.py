@@ -12,7 +12,7 @@ FLOORS = ["everwarm", "ingress", "actors", "isolates", "tracing"]  # left may im
 BORDERS = {
     "wasmtime": {f"isolates/{p.name}" for p in (REPOSITORY / "isolates").glob("*.py")}
     | {f"isolates/wasi/{p.name}" for p in (REPOSITORY / "isolates" / "wasi").glob("*.py")},
-    "ray": {"actors/peer.py", "everwarm/cluster.py", "everwarm/ray_driver.py", "everwarm/doctor/asking.py"},
+    "ray": {"actors/peer.py", *(f"everwarm/{n}.py" for n in "cluster ray_driver standbys doctor/asking".split())},
     "uhashring": {"actors/ring.py"},
     "opentelemetry": {"tracing/export.py", "tracing/export_metrics.py"},
     # The edge's certificates, and the way out that checks those of origins: two ends that share nothing.

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from everwarm.doctor import node as node_module
 from everwarm.doctor.facts import Actor, Clock
 from everwarm.home import Running
-from everwarm.ray_driver import attach, join_ray, leave_ray, ray_address
+from everwarm.ray_driver import attach, join_ray, leave_ray, ray_address, roles_by_name
 
 #: A process that imports Ray takes one to two seconds, all nodes at once; a busy machine takes many times that.
 _START_S = 60.0
@@ -62,7 +62,9 @@ def ask(address: str, running: Running | None, head_state: str) -> Asked:
         if asked.running is not None:
             edges = sorted(asked.running.servers.items())
             asked.targets += [(f"HTTPS of {name}", asked.running.addresses[name], number) for name, number in edges]
-        asked.actors = [Actor(a["name"], a["namespace"]) for a in ray.util.list_named_actors(all_namespaces=True)]
+        named = ray.util.list_named_actors(all_namespaces=True)
+        roles = roles_by_name()  # those of ours that took over a role have a name of their own
+        asked.actors = [Actor(roles.get(a["name"], a["name"]), a["namespace"]) for a in named]
         _ask_nodes(asked, head_state)
     except ray.exceptions.RayError as failed:  # its head went away meanwhile
         asked.failure = type(failed).__name__

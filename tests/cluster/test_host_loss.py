@@ -1,4 +1,7 @@
-"""A host process of a real cluster is killed: what had not started runs elsewhere, and the client hardly notices."""
+"""A host process of a real cluster is killed: what had not started runs elsewhere, and the client hardly notices.
+
+Nobody restarts it here: what follows then is told in ``test_supervision``.
+"""
 
 import os
 import signal
@@ -19,7 +22,7 @@ WORKERS = Path(everwarm.__file__).parent.parent / "workers" / "zig"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with local_cluster("--servers", "2", "--hosts", "2") as cluster:
+    with local_cluster("--servers", "2", "--hosts", "2", "--no-restarts") as cluster:
         spin = WORKERS / "spin" / "worker.wasm"
         cluster.client.deploy("spin", spin, plan="paid", limits={"cpu_ms": 30_000}, reuse={"max_requests": 1})
         yield cluster

@@ -128,7 +128,7 @@ def outcomes(events: list[Event]) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with local_cluster("--servers", "3", "--memory-mib", "512") as cluster:
+    with local_cluster("--servers", "3", "--memory-mib", "512", "--no-restarts") as cluster:
         with Catalog.open(cluster.home.control / "catalog.sqlite") as catalog:
             secret = catalog.cluster_secret()
         yield Platform(cluster, Ring(0, dict.fromkeys(SERVERS, 1), secret))
