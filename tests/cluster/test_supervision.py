@@ -1,0 +1,158 @@
+"""Processes of a real cluster are killed, stopped and crashed: who notices, who is back, and what clients get."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import ray
+from https_client import fetch
+
+from actors.supervision import SupervisionLimits
+from benchmarks.chaos import CountingOrigin, deploy, storm, victims
+from benchmarks.local_cluster import WORKERS, LocalCluster, local_cluster
+from everwarm.owner import ask_roles
+
+LIMITS = SupervisionLimits()
+WORKERS_OF_A_KIND = 2
+#: What a role may be away for, from its death on.
+BACK_S_MAX = 3.0
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    with asyncio.Runner() as runner:
+        yield runner.get_loop()
+
+
+@pytest.fixture(scope="module")
+def origin(loop: asyncio.AbstractEventLoop) -> Iterator[CountingOrigin]:
+    origin = CountingOrigin()
+    loop.run_until_complete(origin.__aenter__())
+    yield origin
+    loop.run_until_complete(origin.__aexit__())
+
+
+@pytest.fixture(scope="module")
+def cluster(origin: CountingOrigin) -> Iterator[LocalCluster]:
+    with local_cluster("--servers", "3", "--egress-allow", f"127.0.0.1:{origin.port}") as cluster:
+        deploy(cluster, WORKERS_OF_A_KIND)
+        spin = WORKERS / "zig" / "spin" / "worker.wasm"
+        cluster.client.deploy("spin", spin, plan="paid", limits={"cpu_ms": 30_000})
+        yield cluster
+
+
+def wait_for(what: str, within_s: float, condition: "object") -> float:
+    """How long it took until a condition held."""
+    assert callable(condition)
+    began_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() < began_s + within_s, what
+        threading.Event().wait(0.02)
+    return time.monotonic() - began_s
+
+
+def well(cluster: LocalCluster) -> bool:
+    """Whether every role runs and somebody is ready to take over."""
+    return all(role["state"] in ("running", "ready") for role in ask_roles(cluster.home).values())
+
+
+def all_are_members(cluster: LocalCluster) -> bool:
+    return sorted(cluster.client.members()["servers"]) == sorted(cluster.ports)
+
+
+def test_each_role_is_killed_under_load(
+    cluster: LocalCluster, origin: CountingOrigin, loop: asyncio.AbstractEventLoop
+) -> None:
+    addresses = victims(sorted(cluster.ports))[:5]
+    assert {address.rpartition("/")[2] for address in addresses} == {"host", "ingress", "shard", "server", "control"}
+    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    chaos = loop.run_until_complete(
+        storm(
+            cluster, origin, workers=WORKERS_OF_A_KIND, rps=50.0, every_s=5.0, addresses=addresses, seed=1, patient=True
+        )
+    )
+    figures = chaos.figures()
+    print(figures)
+    in_flight, otherwise = chaos.failures()
+    assert otherwise == []
+    assert (figures["answered_wrong"], figures["ran_twice"]) == (0, 0)
+    # At 50 a second, and some tens of milliseconds each, two are under way; at the edge those of its clients are.
+    assert len(in_flight) <= 2 * len(addresses), in_flight
+    assert {killed.address: killed.back_s for killed in chaos.killed if killed.back_s > BACK_S_MAX} == {}
+    wait_for("all are members again", 20.0, lambda: all_are_members(cluster))
+
+
+def test_a_probe_is_answered_beside_ten_thousand_calls(cluster: LocalCluster) -> None:
+    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    busy = ray.get_actor("server-2/host", namespace="everwarm")
+    calls = [busy.call.remote("stay", b"") for _ in range(10_000)]
+    assert ray.wait(calls, timeout=1.0)[0] == []
+    slowest_s = 0.0
+    for _ in range(20):
+        asked_s = time.monotonic()
+        turned_s = ray.get(busy.probe.options(concurrency_group="probe").remote(), timeout=LIMITS.probe_s_max)
+        slowest_s = max(slowest_s, time.monotonic() - asked_s)
+        assert turned_s < LIMITS.loop_s_max
+    print(f"slowest probe {slowest_s * 1000:.1f} ms")
+    role = ask_roles(cluster.home)["server-2/host"]
+    assert (role["state"], role["restarts"]) == ("running", 0)
+    os.kill(role["pid"], signal.SIGKILL)  # which ends the calls
+
+
+def test_a_process_that_is_stopped_is_ended_and_replaced(cluster: LocalCluster) -> None:
+    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    pid = ask_roles(cluster.home)["server-3/shard"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    within_s = LIMITS.probes_failed_max * (LIMITS.probe_every_s + LIMITS.probe_s_max) + BACK_S_MAX
+    wait_for("it is replaced", within_s, lambda: ask_roles(cluster.home)["server-3/shard"]["pid"] != pid)
+    wait_for("it runs", BACK_S_MAX, lambda: ask_roles(cluster.home)["server-3/shard"]["state"] == "running")
+    assert not os.path.exists(f"/proc/{pid}/exe")
+    wait_for("all are members again", 20.0, lambda: all_are_members(cluster))
+
+
+def test_who_crashes_its_host_again_and_again_is_kept_out_for_a_while(cluster: LocalCluster) -> None:
+    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    home = cluster.client.statistics()["server-1/server"]["homes"]["spin"]
+    host = f"{home}/host"
+
+    def ask(path: str, worker: str = "spin") -> tuple[int, str]:
+        answer = fetch(
+            cluster.tls(), cluster.ports[home], f"{worker}.localhost", path, method="POST", body=b"",
+            headers={"accept": "application/json"},
+        )  # fmt: skip
+        return answer.status, json.loads(answer.body)["error"]["code"] if answer.status != 200 else ""
+
+    def another(pid: int) -> bool:
+        return ask_roles(cluster.home)[host]["pid"] != pid and well(cluster)
+
+    for crashes in range(1, 4):
+        wait_for("its server is home again", 60.0, lambda: well(cluster) and all_are_members(cluster))
+        with ThreadPoolExecutor(1) as client:
+            running = client.submit(ask, "/")  # it spins until it is stopped
+            wait_for("it runs", 20.0, lambda: cluster.client.statistics()[host].get("running") == 1)
+            pid = ask_roles(cluster.home)[host]["pid"]
+            os.kill(pid, signal.SIGSEGV)
+            assert running.result() == (502, "homeLost")
+        wait_for("the host is back", 60.0, partial(another, pid))
+        told = json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "everwarm.cli", "crashes", "--json"], check=True, capture_output=True
+            ).stdout
+        )
+        mine = [report for report in told["crashes"] if report["pid"] == pid]
+        assert [report["signal"] for report in mine] == ["SIGSEGV"]
+        assert [one["worker"] for one in mine[0]["running"]] == ["spin"]
+        assert bool(told["quarantined"]) == (crashes == 3)
+    wait_for("its server is home again", 60.0, lambda: all_are_members(cluster))
+    assert ask("/?rounds=1") == (503, "killSwitch")
+    assert ask("/", "echo-0") == (200, "")
+    assert cluster.client.statistics()[host]["quarantined"] == list(told["quarantined"])
