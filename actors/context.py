@@ -46,6 +46,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from actors.bindings import LIMITS
@@ -119,19 +120,27 @@ class Caps:
     log_bytes_max: int | None = None
 
     def __post_init__(self) -> None:
-        for cap in fields(self):
-            value = getattr(self, cap.name)
+        for name in _CAPS:
+            value = getattr(self, name)
             if value is not None and (type(value) is not int or not 0 <= value <= LEFT_MS_MAX):
-                raise ValueError(f"{cap.name}: must be a whole number, zero or more")
+                raise ValueError(f"{name}: must be a whole number, zero or more")
 
     def lowered_by(self, other: "Caps") -> "Caps":
         """The smaller of each."""
-        return Caps(*(_smaller(getattr(self, cap.name), getattr(other, cap.name)) for cap in fields(self)))
+        if other == NO_CAPS:
+            return self
+        return Caps(*(_smaller(getattr(self, name), getattr(other, name)) for name in _CAPS))
 
     def applied_to(self, limits: Limits) -> Limits:
         """A version's limits under these: none is ever raised."""
-        lowered = {cap.name: _smaller(getattr(self, cap.name), getattr(limits, cap.name)) for cap in fields(self)}
+        if self == NO_CAPS:
+            return limits
+        lowered = {name: _smaller(getattr(self, name), getattr(limits, name)) for name in _CAPS}
         return replace(limits, **lowered)  # type: ignore[arg-type]  # only wall_ms can be None, and only when both are
+
+
+_CAPS: Final = tuple(cap.name for cap in fields(Caps))
+NO_CAPS: Final = Caps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +260,7 @@ class Context:
         if len({layer.stage for layer in self.layers}) != len(self.layers):
             raise ValueError("layers: one for each stage")
         _check_parameters(self.parameters)
-        if self.traceparent and parse_traceparent(self.traceparent) is None:
+        if self.traceparent and not _is_traceparent(self.traceparent):
             raise ValueError("traceparent: is none")
         for lent in (self.report_traces, self.abort):
             if lent is not None and (len(lent.owner) > _OWNER_CHARS_MAX or not 0 <= lent.key <= _EPOCH_MAX):
@@ -271,6 +280,14 @@ class Context:
     # --------------------------------------------------------------------------------------------- what holds here
 
     @property
+    def caps(self) -> Caps:
+        """Those of all layers, merged: ``view.caps``, which is all that most calls need of the view."""
+        merged = NO_CAPS
+        for layer in self.layers:
+            merged = merged.lowered_by(layer.caps)
+        return merged
+
+    @property
     def view(self) -> View:
         """All layers, merged."""
         merged = View()
@@ -280,22 +297,15 @@ class Context:
 
     def limits_of(self, own: Limits) -> Limits:
         """What a version with limits ``own`` may use here: never more than its own, its callers' and the tree's."""
-        capped = self.view.caps.applied_to(own)
-        return replace(
-            capped,
-            cpu_ms=self.budget.own_cpu_us(capped.cpu_ms * 1_000) // 1_000,
-            subrequests_max=min(capped.subrequests_max, self.budget.subrequests),
-            invocations_max=min(capped.invocations_max, self.budget.invocations),
-            depth_max=min(capped.depth_max, self.budget.depth),
-            connections_max=min(capped.connections_max, self.budget.connections),
-        )
+        return _within(self.caps.applied_to(own), self.budget)
 
     def ask_for(self, own: Limits) -> Ask:
         """What a callee with limits ``own`` could use of a share. Called on the callee's context."""
-        caps = self.view.caps
-        limits = caps.applied_to(own)
-        ask = Ask(cpu_us=limits.cpu_ms * 1_000)
-        return ask if caps.subrequests_max is None else replace(ask, subrequests_max=caps.subrequests_max)
+        return _ask(self.caps, own)
+
+    def ask_for_callee(self, layer: Layer, own: Limits) -> Ask:
+        """The same, before there is such a context: for a callee of this stage, under its ``layer``."""
+        return _ask(self.caps.lowered_by(layer.caps), own)
 
     def as_stage(self, worker: str) -> Stage:
         """What its tree's tail workers may know of the stage that runs ``worker`` under this."""
@@ -315,14 +325,22 @@ class Context:
         """
         if layer.stage != self.stage:
             raise ValueError("layer: a stage pushes its own")
-        return replace(
-            self,
-            stage=stage,
-            caller=self.stage,
-            chosen_by=self.stage,
-            layers=(*self.layers, layer),
-            budget=budget,
-            parameters=(),
+        # Not ``replace``, which looks all fields up.
+        return Context(
+            stage,
+            budget,
+            (*self.layers, layer),
+            self.stage,
+            self.stage,
+            (),
+            self.traceparent,
+            self.report_traces,
+            self.abort,
+            self.left_ms,
+            self.version_key,
+            self.version_choices,
+            self.hops,
+            self.ring_epoch,
         )
 
     def outbound(self) -> "tuple[str, Context] | None":
@@ -353,6 +371,29 @@ class Context:
             return self
         left_ms = max(0, min(int((deadline_s - now_s) * 1_000), LEFT_MS_MAX))
         return replace(self, left_ms=_smaller(self.left_ms, left_ms))
+
+
+@lru_cache(maxsize=4_096)  # of a tree, all contexts have the same
+def _is_traceparent(text: str) -> bool:
+    return parse_traceparent(text) is not None
+
+
+@lru_cache(maxsize=4_096)  # a tree's shape decides how much each stage has of what, and most trees have one of few
+def _within(limits: Limits, budget: Budget) -> Limits:
+    return replace(
+        limits,
+        cpu_ms=budget.own_cpu_us(limits.cpu_ms * 1_000) // 1_000,
+        subrequests_max=min(limits.subrequests_max, budget.subrequests),
+        invocations_max=min(limits.invocations_max, budget.invocations),
+        depth_max=min(limits.depth_max, budget.depth),
+        connections_max=min(limits.connections_max, budget.connections),
+    )
+
+
+def _ask(caps: Caps, own: Limits) -> Ask:
+    limits = caps.applied_to(own)
+    cpu_us = limits.cpu_ms * 1_000
+    return Ask(cpu_us) if caps.subrequests_max is None else Ask(cpu_us, caps.subrequests_max)
 
 
 def guest_parameters(context: Context) -> Pairs:

@@ -6,7 +6,6 @@ and does not send: whoever drives it asks the caller for more, and tells those w
 """
 
 from collections import OrderedDict
-from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -14,6 +13,7 @@ from actors.budget import NOTHING, Ask, Budget, Exceeded, Resource, Spent
 
 #: Guests that wait for a place in one stage. Each holds an exchange of its machine, of which a worker has 256.
 WAITING_MAX: Final = 256
+_ONE_SUBREQUEST: Final = Spent(subrequests=1)
 
 
 class Turn(Enum):
@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, granted: Budget, own_cpu_us: int) -> None:
         """Use ``begin``: there may not be enough for a stage at all."""
         self.granted = granted
-        self.left = replace(granted, cpu_us=granted.cpu_us - own_cpu_us, invocations=granted.invocations - 1)
+        self.left = granted.less(cpu_us=own_cpu_us, invocations=1)
         self.own_cpu_us = own_cpu_us
         self.out: dict[int, Budget] = {}
         self.spent = Spent(invocations=1)
@@ -61,8 +61,8 @@ class Ledger:
         """The guest asks the world for something. Counted before it is sent, whatever becomes of it."""
         if not self.left.subrequests:
             return Exceeded(Resource.SUBREQUESTS)
-        self.left = replace(self.left, subrequests=self.left.subrequests - 1)
-        self.spent = self.spent.plus(Spent(subrequests=1))
+        self.left = self.left.less(subrequests=1)
+        self.spent = self.spent.plus(_ONE_SUBREQUEST)
         return None
 
     def lend(self, ask: Ask) -> "tuple[int, Budget] | Exceeded":
@@ -72,7 +72,7 @@ class Ledger:
         """
         if not self.left.subrequests:
             return Exceeded(Resource.SUBREQUESTS)
-        without_call = replace(self.left, subrequests=self.left.subrequests - 1)
+        without_call = self.left.less(subrequests=1)
         share = without_call.share(ask)
         if isinstance(share, Exceeded):
             return share
@@ -80,7 +80,7 @@ class Ledger:
         if isinstance(left, Exceeded):
             return left
         self.left = left
-        self.spent = self.spent.plus(Spent(subrequests=1))
+        self.spent = self.spent.plus(_ONE_SUBREQUEST)
         self._last_call += 1
         self.out[self._last_call] = share
         return self._last_call, share
@@ -92,7 +92,7 @@ class Ledger:
         """
         lent = self.out[call]
         # What its caller allows it, it may have once, in however many parts.
-        rest = replace(ask, subrequests_max=max(0, ask.subrequests_max - lent.subrequests))
+        rest = Ask(ask.cpu_us, max(0, ask.subrequests_max - lent.subrequests))
         extra = self.left.part(rest)
         if what is Resource.DEPTH or not extra.amount(what):
             return Exceeded(what)
@@ -119,8 +119,9 @@ class Ledger:
 
     def refuse(self, call: int) -> list[object]:
         """A call was not made after all: all comes back, the subrequest for it as well."""
-        self.left = replace(self.left, subrequests=self.left.subrequests + 1)
-        self.spent = replace(self.spent, subrequests=self.spent.subrequests - 1)
+        self.left = self.left.less(subrequests=-1)
+        spent = self.spent
+        self.spent = Spent(spent.cpu_us, spent.subrequests - 1, spent.invocations, spent.connections)
         return self.settle(call, NOTHING)
 
     def close(self, cpu_us: int) -> Spent:
@@ -133,11 +134,7 @@ class Ledger:
             self.settle(call, None)
         # A guest is stopped within a few ms of its limit; what it ran over is taken from what is left, or forgotten.
         used_us = min(cpu_us, self.own_cpu_us + self.left.cpu_us)
-        self.left = replace(
-            self.left,
-            cpu_us=self.left.cpu_us + self.own_cpu_us - used_us,
-            connections=self.left.connections + len(self._open),
-        )
+        self.left = self.left.less(cpu_us=used_us - self.own_cpu_us, connections=-len(self._open))
         self.own_cpu_us = 0
         self._open.clear()
         self.spent = self.spent.plus(Spent(cpu_us=used_us))
@@ -164,7 +161,7 @@ class Ledger:
         self._waiting.pop(who, None)
         if who in self._open:
             self._open.remove(who)
-            self.left = replace(self.left, connections=self.left.connections + 1)
+            self.left = self.left.less(connections=-1)
         return self._next()
 
     @property
@@ -179,7 +176,7 @@ class Ledger:
 
     def _go(self, who: object) -> None:
         self._open.add(who)
-        self.left = replace(self.left, connections=self.left.connections - 1)
+        self.left = self.left.less(connections=1)
 
     def _next(self) -> list[object]:
         going: list[object] = []

@@ -110,8 +110,7 @@ class StageCalls:
         asked = self._layer(aim, head.headers)
         if isinstance(asked, Refused):
             return asked
-        probe = self.context.call(asked, stage, self.ledger.left)
-        lent = self.ledger.lend(probe.ask_for(callee))
+        lent = self.ledger.lend(self.context.ask_for_callee(asked, callee))
         if isinstance(lent, Exceeded):
             return Refused(lent.code, lent.text, lent.what)
         key, share = lent

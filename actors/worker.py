@@ -89,12 +89,12 @@ class Limits:
     log_bytes_max: int  # log lines and trace of one request; the rest is cut and marked
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.name == "wall_ms":
+        for name in _LIMIT_NAMES:  # ``fields`` would take ten times as long, and calls between workers make limits
+            value = getattr(self, name)
+            if value is None and name == "wall_ms":
                 continue
             if type(value) is not int or value < 0:
-                raise ValueError(f"{field.name}: must be a whole number, zero or more")
+                raise ValueError(f"{name}: must be a whole number, zero or more")
         if self.memory_hard_bytes < self.memory_soft_bytes:
             raise ValueError("memory_hard_bytes: must not be below memory_soft_bytes")
 
