@@ -29,8 +29,8 @@ class Brevity:
         """Whether the next request should run with the GIL held."""
         return self.call_us < self.CALL_US_MAX and self.request_ms < self.REQUEST_MS_MAX
 
-    def ended(self, cpu_ms: float, host_calls: int, waited_s: float) -> None:
-        """A request ended. One that waited has given the GIL up anyway, and counts as long."""
-        call_us = 1_000.0 if waited_s else cpu_ms * 1_000 / (host_calls + 1)
+    def ended(self, cpu_ms: float, host_calls: int) -> None:
+        """A request ended. What it waited does not count: waiting gives the GIL up in any case."""
+        call_us = cpu_ms * 1_000 / (host_calls + 1)
         self.call_us += _WEIGHT * (min(call_us, 1_000.0) - self.call_us)
         self.request_ms += _WEIGHT * (min(cpu_ms, 1_000.0) - self.request_ms)

@@ -73,7 +73,6 @@ class Guest:
         self._table: dict[int, Any] = {}
         self._last_rep = 0
         self.deadline_s = float("inf")
-        self.waited_s = 0.0
         self.io_happened()
 
     # ------------------------------------------------------------------------------------------ resource table
@@ -144,7 +143,6 @@ class Guest:
                 )
             except ConversationLost:
                 self.end(Outcome.CANCELED)
-        self.waited_s += time.monotonic() - began
         self.io_happened()
         if time.monotonic() >= self.deadline_s:
             self.end(Outcome.EXCEEDED_WALL_TIME)
@@ -184,7 +182,6 @@ class Guest:
         self.fault = None
         self.ended = None
         self.host_calls = 0
-        self.waited_s = 0.0
         self.logs = []
         self._log_bytes = 0
         self.log_truncated = False

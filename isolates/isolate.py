@@ -341,7 +341,7 @@ class Isolate:
             guest.leave()
         # What it takes to read an error is this host's time, not the guest's.
         message = consume_error(error) if error else message
-        self._mapped.brevity.ended(cpu_ms, guest.host_calls, guest.waited_s)
+        self._mapped.brevity.ended(cpu_ms, guest.host_calls)
         outcome, reason = self._outcome(message)
         if not message:
             self._measure()
