@@ -6,19 +6,24 @@ its share has come back. Between the two lies what its guest does after the answ
 
 import asyncio
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from actors.exchange import Capability
 from actors.stage_calls import StageCalls
 from actors.stage_report import Call
+
+if TYPE_CHECKING:
+    from actors.handed_books import HandedCall
 
 #: The longest that anybody waits for callees' last words. What comes later is not given back.
 LAST_WORD_S_MAX = 2.0
 
 
 class CallingStage:
-    """``caller``: its own call, as its caller's Server knows it; None for the root of a tree."""
+    """``caller``: its own call, as its caller's Server knows it, or as its host made it; None for the root of a
+    tree."""
 
-    def __init__(self, calls: StageCalls, caller: Capability | None) -> None:
+    def __init__(self, calls: StageCalls, caller: "Capability | HandedCall | None") -> None:
         self.calls = calls
         self.caller = caller
         #: What it called, by the callee's id, for the tree's tails; as many as a tree has invocations.

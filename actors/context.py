@@ -260,7 +260,7 @@ class Context:
         if len({layer.stage for layer in self.layers}) != len(self.layers):
             raise ValueError("layers: one for each stage")
         _check_parameters(self.parameters)
-        if self.traceparent and not _is_traceparent(self.traceparent):
+        if self.traceparent and parse_traceparent(self.traceparent) is None:
             raise ValueError("traceparent: is none")
         for lent in (self.report_traces, self.abort):
             if lent is not None and (len(lent.owner) > _OWNER_CHARS_MAX or not 0 <= lent.key <= _EPOCH_MAX):
@@ -371,11 +371,6 @@ class Context:
             return self
         left_ms = max(0, min(int((deadline_s - now_s) * 1_000), LEFT_MS_MAX))
         return replace(self, left_ms=_smaller(self.left_ms, left_ms))
-
-
-@lru_cache(maxsize=4_096)  # of a tree, all contexts have the same
-def _is_traceparent(text: str) -> bool:
-    return parse_traceparent(text) is not None
 
 
 @lru_cache(maxsize=4_096)  # a tree's shape decides how much each stage has of what, and most trees have one of few

@@ -10,6 +10,7 @@ import msgspec
 
 from actors.egress_policy import LOOPS_MAX
 from actors.exchange import Capability, ReportTraces
+from actors.handed_books import Handed
 from actors.wire import Codec, Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import ErrorCode, OutgoingHead, OutgoingTimeouts
@@ -42,6 +43,8 @@ class Asked:
     #: Until the asking request has to be over; None: it may last as long as its client stays.
     left_ms: int | None = None
     report_traces: ReportTraces | None = None
+    #: The books of the asking stage and of those above it, if its host kept them, the root's first.
+    books: tuple[Handed, ...] = ()
 
 
 ASKED: Final = Codec(Asked)

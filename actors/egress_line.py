@@ -12,12 +12,14 @@ import select
 import socket
 import time
 from pathlib import Path
+from typing import Protocol
 
 from actors.bindings import is_internal
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
 from actors.egress_frames import ANSWER_HEAD, ASKED, PIECE_BYTES_MAX, Asked, decode_failed
 from actors.egress_policy import LOOPS_MAX
 from actors.exchange import Capability, ReportTraces
+from actors.handed_books import Handed
 from actors.wire import Undecodable
 from isolates.conversation import ResponseHead
 from isolates.egress import AnswerLost, ErrorCode, Outgoing, OutgoingHead, OutgoingTimeouts
@@ -29,6 +31,16 @@ _CONNECT_S = 5.0
 _AWAY: ErrorCode = ("internal-error", "the way out of this machine is not there")
 _GIVEN_UP: ErrorCode = ("connection-terminated", None)
 _BROKEN: ErrorCode = ("internal-error", "the way out of this machine went away")
+
+
+class ShorterWay(Protocol):
+    """A way that does not leave the host, for some of what a request asks for."""
+
+    def open(self, head: OutgoingHead) -> Outgoing | ErrorCode | None:
+        """As ``Egress.open``; None when it is the Server's to carry out."""
+
+    def hand_over(self) -> tuple[Handed, ...]:
+        """What the Server has to know then: ``egress_frames.Asked.books``."""
 
 
 class HostEgress:
@@ -50,9 +62,10 @@ class HostEgress:
         edge: str = "",
         deadline_s: float | None = None,
         report_traces: ReportTraces | None = None,
+        shorter: "ShorterWay | None" = None,
     ) -> None:
         """``allow`` and what follows it as in ``egress_frames.Asked``. ``deadline_s``: when the request has to be over,
-        on the monotonic clock."""
+        on the monotonic clock. ``shorter`` is asked first."""
         self._path = str(socket_path)
         self._worker = worker
         self._version = version
@@ -66,12 +79,19 @@ class HostEgress:
         self._edge = edge
         self._deadline_s = deadline_s
         self._report_traces = report_traces
+        self._shorter = shorter
         #: Whether anything was asked of the way out; and whether any of that may have been for another worker.
         self.used = False
         self.called = False
 
     def open(self, head: OutgoingHead, timeouts: OutgoingTimeouts) -> Outgoing | ErrorCode:
         """Begin an outgoing request, or say why it is refused. Does not wait for the origin."""
+        books: tuple[Handed, ...] = ()
+        if self._shorter is not None:
+            opened = self._shorter.open(head)
+            if opened is not None:
+                return opened
+            books = self._shorter.hand_over()
         asked = ASKED.encode(
             Asked(
                 head,
@@ -88,6 +108,7 @@ class HostEgress:
                 edge=self._edge,
                 left_ms=self._left_ms(),
                 report_traces=self._report_traces,
+                books=books,
             )
         )
         if len(asked) > FRAME_BYTES_MAX:
@@ -139,6 +160,9 @@ class HostOutgoing:
         return self._socket.fileno()
 
     # ------------------------------------------------------------------------------------------------ request body
+
+    def wait_for_room(self, readable: set[int], writable: set[int]) -> None:
+        writable.add(self._socket.fileno())
 
     def writable(self) -> bool:
         # The kernel says so when three quarters of the socket's buffer are free, and more than 64 KiB are in them.

@@ -28,10 +28,14 @@ from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
 from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, Served, StartType
+from actors.handover import first_request
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
 from actors.host_counts import HostCounts
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
+from actors.inner_call import InnerConversation
+from actors.inner_calls import InnerCalls, InnerStage, Taken
+from actors.lease_line import LeaseLine
 from actors.live_tail import LIVE_EVENT, WATCHED, LiveSwitch, live_event
 from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
@@ -41,12 +45,13 @@ from actors.stage_over import STAGE_OVER, ending_of, stage_over
 from actors.stage_report import Ending, Line
 from actors.starts_ahead import Recipe, StartsAhead
 from actors.wire import ENDED, HEAT, REQUEST, Undecodable
+from actors.worker import Version
 from isolates.conversation import ConversationLost, ResponseHead
-from isolates.isolate import Finished, Isolate, StartFailed
+from isolates.isolate import Finished, StartFailed
 from isolates.limits import Verdict
 from isolates.outcome import Outcome
 from tracing.recorder import Recorder
-from tracing.trace import Attr, AttributeValue, Role, SpanEvent, SpanName
+from tracing.trace import Attr, AttributeValue, Role, Span, SpanEvent, SpanName
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.host")
@@ -116,8 +121,9 @@ class IsolateHost:
         quarantine: Quarantine | None = None,
     ) -> None:
         """``egress_socket``: where the machine's way out listens; without one guests have none. ``server_socket``: of
-        the Server, asked for what guests find in their environment and in stores. ``table``: where it is written who
-        runs, for whoever finds this process dead. ``quarantine``: who is kept out."""
+        the Server, asked for what guests find in their environment and in stores, and for leases of calls between this
+        host's guests. ``table``: where it is written who runs, for whoever finds this process dead. ``quarantine``:
+        who is kept out."""
         self.name = name
         self.server = server
         self._path = socket_path
@@ -140,6 +146,8 @@ class IsolateHost:
         )
         self._counts = HostCounts()
         self._live = LiveSwitch()
+        self._inner = InnerCalls(self, self._ids)
+        self._leases = None if server_socket is None else LeaseLine(server_socket, socket_path, self._inner)
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._table = table
         self._quarantine = quarantine
@@ -159,6 +167,8 @@ class IsolateHost:
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         threading.Thread(target=self._watch_memory, name="memory", daemon=True).start()
         self._ahead.begin()
+        if self._leases is not None:
+            self._leases.begin()
         return str(self._path)
 
     def stop(self) -> None:
@@ -170,6 +180,9 @@ class IsolateHost:
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         self._ahead.stop()
+        if self._leases is not None:
+            self._leases.stop()
+        self._inner.stop()
         with self._lock:
             links = list(self._links)
         for link in links:
@@ -180,8 +193,10 @@ class IsolateHost:
 
     def statistics(self) -> dict[str, object]:
         """Counters and the state of the house, for operators and tests."""
+        inner = self._inner.statistics()
         with self._lock:
             return {
+                "inner_calls": inner,
                 "host": self.name,
                 "pid": os.getpid(),
                 "residency": repr(self._residency),
@@ -391,37 +406,46 @@ class IsolateHost:
         self._queue_ms = queue_ms
         if queue_ms > 0.5:
             recorder.span(SpanName.QUEUE, arrived_ns, queued_ns)
-        self._run(link, request, decision.isolate, isolate, start_type, cause, queue_ms, recorder)
+        taken = Taken(decision.isolate, start_type, cause, queue_ms)
 
-    def _run(
-        self,
-        link: LinkSocket,
-        request: Request,
-        number: int,
-        isolate: Isolate,
-        start_type: StartType,
-        cause: str,
-        queue_ms: float,
-        recorder: Recorder,
-    ) -> None:
         def serve(head: ResponseHead) -> Served:
             cpu_ms = isolate.guest.cpu_ms
             return Served(head.status, head.headers, self.server, start_type.value, queue_ms, cpu_ms)
 
+        def begin() -> None:
+            if says_started(request.head.method):
+                link.send(frame(Frame.STARTED))
+
         conversation = HostConversation(link, request, serve)
         handler_id = recorder.new_id()
-        limits = Recipe.of(request).isolate_limits
-        egress = self._egress_of(request, recorder.context.child(handler_id).traceparent())
+        stage = self._inner.root(request, handler_id, recorder.context.child(handler_id).traceparent())
+        ended = self._run(conversation, request, taken, recorder, stage, begin)
+        recorder.spans += stage.take_spans()
+        self._end(link, request, ended, recorder, conversation.take_held())
+
+    def _run(
+        self,
+        conversation: HostConversation | InnerConversation,
+        request: Request,
+        taken: Taken,
+        recorder: Recorder,
+        stage: InnerStage,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Ended:
+        """Run a request on the isolate that was taken for it, and give that back. ``begin`` is called right before
+        guest code runs, and may raise."""
+        number, start_type, handler_id = taken.number, taken.start_type, stage.handler
+        isolate, recipe = self._living[number], Recipe.of(request)
+        egress = self._egress_of(request, stage)
         began_ns = time.time_ns()
         with self._lock:
             self._running += 1
         keep = True  # until guest code runs, nothing can be wrong with it
         slot = self._write_down(Phase.RUNS, request.version, request.worker, request.request_id)
         try:
-            if says_started(request.head.method):
-                link.send(frame(Frame.STARTED))
+            begin()
             keep = False
-            finished = isolate.run(conversation, egress=egress, limits=limits)
+            finished = isolate.run(conversation, egress=egress, limits=recipe.isolate_limits)
             keep = finished.verdict is Verdict.KEEP
         finally:
             self._cross_out(slot)
@@ -431,7 +455,7 @@ class IsolateHost:
                 decisions = self._residency.released(
                     number, keep=keep, now_s=time.monotonic(), memory_bytes=isolate.memory_bytes
                 )
-            self._carry_out(decisions, Recipe.of(request))
+            self._carry_out(decisions, recipe)
         ended_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.WORKER: request.worker,
@@ -439,14 +463,14 @@ class IsolateHost:
             Attr.START_TYPE: start_type.value,
             Attr.OUTCOME: finished.outcome.value,
             Attr.CPU_MS: round(finished.usage.cpu_ms, 3),
-            Attr.QUEUE_MS: round(queue_ms, 3),
+            Attr.QUEUE_MS: round(taken.queue_ms, 3),
             Attr.ISOLATE: number,
             Attr.ISOLATE_REQUESTS: isolate.requests,
             Attr.HTTP_REQUEST_BYTES: conversation.body_read_bytes,
             Attr.HTTP_RESPONSE_BYTES: conversation.body_sent_bytes,
         }
-        if cause:
-            attributes[Attr.COLD_CAUSE] = cause
+        if taken.cause:
+            attributes[Attr.COLD_CAUSE] = taken.cause
         if finished.reason:
             attributes[Attr.ERROR_TYPE] = finished.reason[:300]
         recorder.span(
@@ -455,19 +479,25 @@ class IsolateHost:
         )  # fmt: skip
         if finished.outcome is Outcome.INTERNAL_ERROR:
             _log.error("request %s: %s", request.request_id, finished.reason)
+        usage, called = finished.usage, egress is not None and egress.called
         ended = Ended(
-            finished.outcome, finished.reason, finished.usage.cpu_ms, finished.usage.wall_ms, self.server,
-            start_type.value, queue_ms, subrequests=finished.subrequests, called=egress is not None and egress.called,
+            finished.outcome, finished.reason, usage.cpu_ms, usage.wall_ms, self.server, start_type.value,
+            taken.queue_ms, subrequests=finished.subrequests, called=called,
         )  # fmt: skip
         if self._is_heard(request):
             lines = (Line(line.at_ns // 1_000_000, line.stream, line.text) for line in finished.logs)
             ending = ending_of(
-                request, ended, at_ms=began_ns // 1_000_000, status=conversation.status, cold_cause=cause, lines=lines
-            )
+                request, ended, at_ms=began_ns // 1_000_000, status=conversation.status, cold_cause=taken.cause,
+                lines=lines,
+            )  # fmt: skip
             self._tell_over(request, ending, handler_id)
-        if egress is not None and egress.used:
-            self._tell_server(Frame.NOTICE, f"over {handler_id} {int(ended.cpu_ms * 1_000)}".encode())
-        self._end(link, request, ended, recorder, conversation.take_held())
+        cpu_us = int(ended.cpu_ms * 1_000)
+        stage.over(cpu_us)
+        if stage.handed or (egress is not None and egress.used):
+            # What a guest used is in the books of its stage, which were here if what was left of them was handed over.
+            cpu_us = 0 if stage.handed else cpu_us
+            self._tell_server(Frame.NOTICE, f"over {handler_id} {cpu_us}".encode())
+        return ended
 
     def _keeps_out(self, version: str) -> bool:
         return self._quarantine is not None and self._quarantine.keeps_out(version)
@@ -480,23 +510,57 @@ class IsolateHost:
         if self._table is not None:
             self._table.end(slot)
 
-    def _egress_of(self, request: Request, traceparent: str) -> HostEgress | None:
+    def take_warm(self, version: Version, *, at_home: bool) -> Taken | None:
+        """An idle isolate for a call of a guest of this host; None when there is none."""
+        if self._keeps_out(version.version_id):
+            return None
+        with self._lock:
+            decisions = self._residency.claim(object(), version.version_id, time.monotonic(), at_home=at_home)
+        if not decisions:
+            return None
+        use, *spares = decisions
+        assert isinstance(use, Use), "an isolate, or nothing"
+        if spares:
+            self._carry_out(spares, Recipe.of(first_request(version)))
+        return Taken(use.isolate, use.start_type)
+
+    def put_back(self, taken: Taken, version: Version) -> None:
+        """An isolate of ``version`` was taken, and nothing ran on it."""
+        with self._lock:
+            decisions = self._residency.released(taken.number, keep=True, now_s=time.monotonic())
+        self._carry_out(decisions, Recipe.of(first_request(version)))
+
+    def run_inner(
+        self, conversation: InnerConversation, request: Request, taken: Taken, recorder: Recorder, stage: InnerStage
+    ) -> Ended:
+        """Run a call of a guest of this host on the isolate that was taken for it."""
+        ended = self._run(conversation, request, taken, recorder, stage)
+        self._note(request, ended)
+        return ended
+
+    def tell_spans(self, edge: str, spans: list[Span]) -> None:
+        """Spans of a stage that was over after the root of its tree, for the server where that came in."""
+        self._tell_server(Frame.LATE_SPANS, edge.encode() + b"\0" + encode_spans(spans))
+
+    def _egress_of(self, request: Request, stage: InnerStage) -> HostEgress | None:
         """The way out of one request, which begins now."""
         if self._egress_socket is None:
             return None
         wall_ms = request.limits.get("wall_ms")
+        stage.deadline_s = None if wall_ms is None else time.monotonic() + wall_ms / 1e3
         return HostEgress(
             self._egress_socket,
             worker=request.worker,
             version=request.version,
             request_id=request.request_id,
-            traceparent=traceparent,
+            traceparent=stage.traceparent,
             loops_left=loops_left(request.head.headers),
             context=request.context,
             call=request.call,
             edge=request.edge,
-            deadline_s=None if wall_ms is None else time.monotonic() + wall_ms / 1e3,
+            deadline_s=stage.deadline_s,
             report_traces=request.report_traces,
+            shorter=stage,
         )
 
     def _is_heard(self, request: Request) -> bool:
@@ -530,10 +594,8 @@ class IsolateHost:
         self._end(link, request, ended, recorder)
 
     def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
+        self._note(request, ended)
         with self._lock:
-            requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
-            self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
-            self._counts.ended(ended)
             load = self._load()
             cost = self._residency.cost_of(request.version) or _UNMEASURED
         last = replace(
@@ -546,6 +608,13 @@ class IsolateHost:
             # Whoever asked has left, and with it the way that spans go. They belong into the trace all the same.
             self._tell_server(Frame.LATE_SPANS, request.edge.encode() + b"\0" + last.spans[0])
             raise
+
+    def _note(self, request: Request, ended: Ended) -> None:
+        """Count a request that is over."""
+        with self._lock:
+            requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
+            self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
+            self._counts.ended(ended)
 
     # --------------------------------------------------------------------------------------- residency's decisions
 

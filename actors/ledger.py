@@ -140,6 +140,38 @@ class Ledger:
         self.spent = self.spent.plus(Spent(cpu_us=used_us))
         return self.spent
 
+    # ------------------------------------------------------------------------------------ books that go elsewhere
+
+    @classmethod
+    def taken_over(cls, left: Budget) -> "Ledger":
+        """The books of a stage that runs already, from here on: for what its first ones still had. What its guest uses,
+        and what was lent and spent before, stays in those."""
+        made = cls(left.less(invocations=-1), 0)
+        made.granted, made.spent = left, NOTHING
+        return made
+
+    def hand_over(self) -> Budget:
+        """Everything that is left goes to books elsewhere. From here on there is only what comes back."""
+        left, self.left = self.left, self.left.without(self.left.whole())
+        self.granted = self.granted.without(left.whole())
+        return left
+
+    def handed_over(self, call: int, share: Budget) -> None:
+        """A callee's books, of which ``share`` went elsewhere: it comes back there, and not here."""
+        self.out[call] = self.out[call].without(share.whole())
+        self.granted = self.granted.without(share.whole())
+
+    def came_with(self, share: Budget, call: int | None = None) -> int:
+        """The other side of ``handed_over``: a callee that runs already brought ``share``. Returns the call's key, the
+        one that is given if there is one."""
+        self.granted = self.granted.plus(share)
+        if call is None:
+            self._last_call = call = self._last_call + 1
+            self.out[call] = share
+        else:
+            self.out[call] = self.out[call].plus(share)
+        return call
+
     # ---------------------------------------------------------------------------------------------------- connections
 
     def connect(self, who: object) -> Turn | Exceeded:

@@ -23,7 +23,7 @@ There bodies are not pulled: both flow at once, and the socket's own buffers are
 
 PREWARM, PRELOAD, NOTICE, HEAT, SPANS, STAGE and LIVE are single frames without a reply, VARIABLES and STORE are ones
 with a reply of their kind (``variables``, ``stores``). A connection that sent SUBSCRIBE gets NOTICE frames for as long
-as it stays open.
+as it stays open; a host says with it at which socket it listens.
 
 This file is the asyncio side (ingress, Server, ShardServer); the host's side, on blocking sockets and threads, is
 ``host_conversation.py``. Frames and their bounds are shared.
@@ -329,7 +329,7 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 RequestHandler = Callable[[Request, PulledBody, Reply], Awaitable[None]]
 NoticeHandler = Callable[[Frame, bytes], None]
-SubscribeHandler = Callable[["Connection"], None]
+SubscribeHandler = Callable[["Connection", bytes], None]
 
 
 class LinkServer:
@@ -374,7 +374,7 @@ class LinkServer:
                     request = REQUEST.decode(payload)
                     await self._on_request(request, PulledBody(connection, request), Reply(connection))
                 elif kind is Frame.SUBSCRIBE and self._on_subscribe is not None:
-                    self._on_subscribe(connection)
+                    self._on_subscribe(connection, payload)
                 elif kind in self._answers:
                     connection.send(kind, await self._answers[kind](payload))
                 else:

@@ -51,6 +51,11 @@ _NOTHING = Spent()
 _UNTOLD = frozenset({Outcome.HOME_LOST, Outcome.CANCELED, Outcome.INTERNAL_ERROR})
 
 
+def status_for_caller(outcome: Outcome) -> int:
+    """The status of the page that stands for an ending without a head."""
+    return _STATUS.get(outcome, _BAD_GATEWAY)
+
+
 class CallRefused(Exception):
     """A fetch for a worker that is not made, or not to its end; the code is its guest's."""
 
@@ -96,12 +101,13 @@ class NestedAnswer:
         self._subtree: asyncio.Future[Spent] = asyncio.get_running_loop().create_future()
         stage.began()
 
-    async def begin(self, request: Request, answering: Answering, body: BodySource) -> None:
-        """Send it."""
+    async def begin(self, request: Request, answering: Answering, body: BodySource) -> tuple[Request, str] | None:
+        """Send it. The request with its version, and its home, if a lease may be given for it."""
         self._request = request
         if request.report_traces is not None:
             self.stage.made[self._call.context.stage] = StageCall(request.report_traces.stage)
-        self._answer, _, self._home = await answering(request, body, self._recorder)
+        self._answer, leased, self._home = await answering(request, body, self._recorder)
+        return None if leased is None else (leased, self._home)
 
     def abandon(self) -> None:
         """It could not be sent, or its caller left before it was."""
@@ -127,9 +133,9 @@ class NestedAnswer:
         if self._served is not None:
             return ResponseHead(self._served.status, stripped(self._served.headers))
         ended = await self._answer.ended()
-        status = _STATUS.get(ended.outcome, _BAD_GATEWAY)
         return ResponseHead(
-            status, ((OUTCOME_HEADER, ended.outcome.value.encode()), ("content-type", b"text/plain; charset=utf-8"))
+            status_for_caller(ended.outcome),
+            ((OUTCOME_HEADER, ended.outcome.value.encode()), ("content-type", b"text/plain; charset=utf-8")),
         )
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -167,7 +173,7 @@ class NestedAnswer:
             self._over(spent)
         ended = replace(ended, home=self._home, hop=ended.server not in ("", self._recorder.server))
         served = None if self._served is None else replace(self._served, home=self._home)
-        status = served.status if served is not None else _STATUS.get(ended.outcome, _BAD_GATEWAY)
+        status = served.status if served is not None else status_for_caller(ended.outcome)
         attributes = root_attributes(self._request, served, ended, status)
         attributes[Attr.DEPTH] = len(self._call.context.layers)
         attributes[Attr.BINDING] = self._call.by

@@ -37,6 +37,8 @@ from actors.context import Context
 from actors.context_wire import TooLarge, decode_context, encode_context
 from actors.egress_frames import Asked
 from actors.exchange import Capability, Ended, Outcome, ReportTraces, Request, RequestHead
+from actors.handed_books import HandedCall
+from actors.ledger import Ledger
 from actors.nested_answer import Answering, CallRefused, FramesBody, NestedAnswer
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.side_work import SideWork
@@ -77,8 +79,11 @@ class NestedCalls:
         entropy: Callable[[int], bytes],
         peers: Peers,
         over: Callable[[Request, Ended], None],
+        lease: Callable[[Version, Request, str], None] = lambda caller, callee, home: None,
     ) -> None:
-        """``report`` takes spans, ``over`` hears how each call ended."""
+        """``report`` takes spans, ``over`` hears how each call ended. ``lease`` hears of each call that this machine
+        carries out: the caller's version, the request with its version, and its home."""
+        self._lease = lease
         self._server = server
         self._answer = answer
         self._version_of = version_of
@@ -111,10 +116,14 @@ class NestedCalls:
         if over is not None and over.caller is not None:
             self._side.begin(self._tell_spent(over, over.caller, cpu_us))
 
-    async def _tell_spent(self, over: CallingStage, caller: Capability, cpu_us: int) -> None:
+    async def _tell_spent(self, over: CallingStage, caller: Capability | HandedCall, cpu_us: int) -> None:
         """Say what a stage and all below it spent, once those have had their last word, or soon."""
         await over.wait_idle()
-        report = _SpentReport(caller, over.calls.ledger.close(cpu_us))
+        spent = over.calls.ledger.close(cpu_us)
+        if isinstance(caller, HandedCall):
+            caller.over(spent)
+            return
+        report = _SpentReport(caller, spent)
         await self._ask(caller.owner, "spent", _ENCODER.encode(report))
 
     async def spent(self, payload: bytes) -> bytes:
@@ -158,6 +167,14 @@ class NestedCalls:
         if stage.caller is None:
             return False
         self.counts["asked_for_more"] += 1
+        if isinstance(stage.caller, HandedCall):
+            extra = stage.caller.more(what)
+            if isinstance(extra, Exceeded) and await self._has_more(stage.caller.caller, what):
+                extra = stage.caller.more(what)
+            if isinstance(extra, Exceeded):
+                return False
+            stage.calls.ledger.granted_more(extra)
+            return True
         asked = _MoreAsked(stage.caller, what)
         answered = await self._ask(stage.caller.owner, "more_budget", _ENCODER.encode(asked))
         if not answered:
@@ -232,7 +249,7 @@ class NestedCalls:
             call.worker,
             RequestHead(head.method, head.scheme, head.authority, head.path, call.headers),
             recorder.context.traceparent(),
-            limits=_within(plain_limits(call.context.limits_of(limits)), leaving.left_ms),
+            limits=within(plain_limits(call.context.limits_of(limits)), leaving.left_ms),
             body_first=first[1] if first is not None and first[0] is Frame.BODY else b"",
             body_complete=first is not None and first[0] is Frame.BODY_END,
             context=context,
@@ -241,7 +258,9 @@ class NestedCalls:
             report_traces=_report_of(call, version),
         )
         try:
-            await answer.begin(request, self._answer, FramesBody(rest, request.body_complete))
+            leased = await answer.begin(request, self._answer, FramesBody(rest, request.body_complete))
+            if leased is not None:
+                self._lease(stage.calls.version, *leased)
         except BaseException:
             answer.abandon()
             raise
@@ -269,6 +288,8 @@ class NestedCalls:
         """The stage that asks; None for a client's request of a version that is bound to nothing, or not known here any
         more: its host counts what it fetches. Whoever was called by another may be guarded, and does not get out
         without its version."""
+        if asked.books:
+            return self._take_over(asked)
         trace = parse_traceparent(asked.traceparent)
         version = self._version_of(asked.worker, asked.version)
         if trace is None or version is None:
@@ -294,9 +315,39 @@ class NestedCalls:
         begun = StageCalls.begin(version, context)
         if isinstance(begun, Exceeded):
             raise self._refusal(asked, Refused(begun.code, begun.text))
-        stage = self._stages[trace.span_id] = CallingStage(begun, asked.call)
+        return self._keep(trace.span_id, CallingStage(begun, asked.call))
+
+    def _keep(self, handler: str, stage: CallingStage) -> CallingStage:
+        self._stages[handler] = stage
         if len(self._stages) > self.STAGES_MAX:
             self._stages.popitem(last=False)
+        return stage
+
+    def _take_over(self, asked: Asked) -> CallingStage:
+        """The stage that asks, whose host kept its books until now, or has some more for them."""
+        stage: CallingStage | None = None
+        for handed in asked.books:
+            known = self._stages.get(handed.handler)
+            if known is not None:
+                known.calls.ledger.granted_more(handed.left)
+                if isinstance(known.caller, HandedCall):
+                    known.caller.brought(handed.left)
+                stage = known
+                continue
+            version = self._version_of(handed.worker, handed.version)
+            if version is None:
+                raise self._refusal(asked, Refused(("internal-error", None), "its version is not known here any more"))
+            try:
+                context = decode_context(handed.context)
+            except (Undecodable, ValueError) as wrong:
+                _log.error("a context of %s is none: %s", handed.worker, wrong)
+                raise CallRefused(Refused(("internal-error", None), "its context was not understood")) from wrong
+            calls = StageCalls(version, context, Ledger.taken_over(handed.left))
+            caller = None if stage is None else HandedCall(stage, calls, handed.left)
+            stage = CallingStage(calls, caller)
+            if not handed.over:
+                self._keep(handed.handler, stage)
+        assert stage is not None, "there is one at least"
         return stage
 
     def close(self, answer: NestedAnswer) -> None:
@@ -313,7 +364,7 @@ def _report_of(call: Call, version: Version | Outcome) -> ReportTraces | None:
     return ReportTraces(call.context.as_stage(call.worker), to)
 
 
-def _within(limits: dict[str, int | None], left_ms: int | None) -> dict[str, int | None]:
+def within(limits: dict[str, int | None], left_ms: int | None) -> dict[str, int | None]:
     """A callee's limits in the time that is left."""
     wall_ms = limits["wall_ms"]
     if left_ms is None or (wall_ms is not None and wall_ms <= left_ms):

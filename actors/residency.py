@@ -126,6 +126,15 @@ class Residency:
         self._note_demand(house, version, now_s)
         return decisions
 
+    def claim(self, ticket: Hashable, version: str, now_s: float, *, at_home: bool) -> list[Decision]:
+        """A guest of this very host calls ``version``: ``Use`` of an isolate that is idle, first of all decisions, or
+        nothing at all. It waits in no line and starts nothing: whoever wants that asks as everybody does."""
+        house = self._versions.get(version)
+        if house is None or not house.idle:
+            return []
+        house.at_home = at_home
+        return [self._use(ticket, house, now_s), *self._start_spare(house, version, now_s)]
+
     def prewarm(
         self, version: str, start_type: StartType, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT, *,
         at_home: bool = False, expected: int = 0,

@@ -145,6 +145,7 @@ class Server:
             peers=peers,
             entropy=entropy,
             over=self._untold,
+            lease=self._lease_to_host,
         )
         self._live = LiveDesk(self._tell_watched)
         self._tails = TailDesk(name, peers=peers, ask=self._submissions.run, entropy=entropy)
@@ -359,6 +360,13 @@ class Server:
             request.reuse, request.at_home, self._subscribers.told, request.has_variables,
         )  # fmt: skip
 
+    def _lease_to_host(self, caller: Version, request: Request, home: str) -> None:
+        """A guest of this machine called a worker that runs here: the next time its host may do it by itself."""
+        lease = self._lease(request, home)
+        if lease is not None:
+            (callee,) = self._view.workers[request.worker].versions
+            self._subscribers.lease(lease.socket, caller, callee, home=home, at_home=request.at_home)
+
     # ---------------------------------------------------------------------------------- what others call: requests
 
     async def read_body(self, payload: bytes) -> bytes:
@@ -483,7 +491,7 @@ class Server:
         elif word == "cold":
             self._warmth.cold(version, _now_s())
             self._client.refusals.forget(version)
-            self._subscribers.tell({"revoke": [version]})
+            self._subscribers.cold(version)
         self._prewarmer.over(version, warm=self._warmth.is_warm(version), started=word != "unstarted")
         self._handover.heard("warm" if self._warmth.is_warm(version) else word, version)
 
@@ -510,9 +518,13 @@ class Server:
             return None
         return first_request(version) if self._home_of(worker) == self.name else None
 
-    def _on_subscribe(self, connection: Connection) -> None:
-        """The ingress wants to hear of routes and leases for as long as its connection is open."""
-        self._subscribers.add(connection, self._view.workers.values())
+    def _on_subscribe(self, connection: Connection, socket: bytes) -> None:
+        """The ingress, or the host at ``socket``, wants to hear of routes and leases for as long as its connection is
+        open."""
+        if socket:
+            self._subscribers.add_host(connection, socket.decode())
+        else:
+            self._subscribers.add(connection, self._view.workers.values())
 
     async def statistics(self, payload: bytes = b"") -> bytes:
         """Counters, for operators and tests."""

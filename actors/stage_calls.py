@@ -79,7 +79,7 @@ class StageCalls:
 
     def __init__(self, version: Version, context: Context, ledger: Ledger) -> None:
         """Use ``begin``."""
-        self._version = version
+        self.version = version
         self._bindings: Bindings = version.bindings
         self.context = context
         self.ledger = ledger
@@ -135,7 +135,7 @@ class StageCalls:
 
     def _layer(self, aim: Aim, headers: FieldItems) -> Layer | Refused:
         """What this stage sets for a callee and everything below it."""
-        version, bindings = self._version, self._bindings
+        version, bindings = self.version, self._bindings
         owner = Owner(version.worker, version.version_id, version.plan)
         tails = () if bindings.tail is None else bindings.tail.workers
         stage = self.context.stage

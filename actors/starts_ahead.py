@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from actors.decision import Start
 from actors.exchange import Request
@@ -31,25 +32,30 @@ class Recipe:
     @property
     def isolate_limits(self) -> IsolateLimits:
         """The version's limits as its isolates need them."""
-        default, given = IsolateLimits(), self.limits
-        wall_ms, sent = given.get("wall_ms"), given.get("subrequests_max")
-        return IsolateLimits(
-            cpu_ms=given.get("cpu_ms") or default.cpu_ms,
-            startup_cpu_ms=given.get("startup_cpu_ms") or default.startup_cpu_ms,
-            # Unlimited while the client is connected: one that leaves is seen at once, so a day is only a backstop.
-            wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
-            wait_until_ms=given.get("wait_until_ms") or default.wait_until_ms,
-            memory_soft_bytes=given.get("memory_soft_bytes") or default.memory_soft_bytes,
-            memory_bytes_max=given.get("memory_hard_bytes") or default.memory_bytes_max,
-            subrequests_max=default.subrequests_max if sent is None else sent,
-            connections_max=given.get("connections_max") or default.connections_max,
-            log_bytes_max=given.get("log_bytes_max") or default.log_bytes_max,
-        )
+        return _isolate_limits(tuple(self.limits.items()))
 
     @classmethod
     def of(cls, request: Request) -> "Recipe":
         """The recipe of the version that a request is for."""
         return cls(request.version, request.component_digest, request.limits, request.worker, request.has_variables)
+
+
+@lru_cache(maxsize=1_024)  # each request has them, and there are few
+def _isolate_limits(plain: tuple[tuple[str, int | None], ...]) -> IsolateLimits:
+    default, given = IsolateLimits(), dict(plain)
+    wall_ms, sent = given.get("wall_ms"), given.get("subrequests_max")
+    return IsolateLimits(
+        cpu_ms=given.get("cpu_ms") or default.cpu_ms,
+        startup_cpu_ms=given.get("startup_cpu_ms") or default.startup_cpu_ms,
+        # Unlimited while the client is connected: one that leaves is seen at once, so a day is only a backstop.
+        wall_ms=86_400_000.0 if wall_ms is None else wall_ms,
+        wait_until_ms=given.get("wait_until_ms") or default.wait_until_ms,
+        memory_soft_bytes=given.get("memory_soft_bytes") or default.memory_soft_bytes,
+        memory_bytes_max=given.get("memory_hard_bytes") or default.memory_bytes_max,
+        subrequests_max=default.subrequests_max if sent is None else sent,
+        connections_max=given.get("connections_max") or default.connections_max,
+        log_bytes_max=given.get("log_bytes_max") or default.log_bytes_max,
+    )
 
 
 class StartsAhead:

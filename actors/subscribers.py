@@ -1,10 +1,12 @@
-"""Subscribers: the connections of this machine's ingresses, which hear of routes and of leases that end.
+"""Subscribers: the connections of this machine's ingresses and hosts, which hear of routes and of leases that end.
 
 An ingress that comes (again) is told everything; from then on it is told changes. One that is away is told nothing,
 and holds no lease while it is.
 
 Leases come with answers, over other connections, and so before or after a notice that takes them back. Notices are
 counted, and a lease says how many there were when it was given: one that comes too late is recognised.
+
+A host gets its leases, for calls between its own guests, over the same connection as the notices, and so in order.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +14,10 @@ from collections.abc import Iterable, Iterator
 from actors.catalog import Deployed
 from actors.connection import Connection, Frame, LinkBroken
 from actors.view import encode_plain
+from actors.worker import Version
 
+#: Leases that a host may hold: as many as ``inner_calls.InnerLimits`` has room for.
+HOST_LEASES_MAX = 4_096
 #: Workers in one frame: 1 MiB holds a name of 63 characters three times for each of them, a number,
 _WORKERS_PER_FRAME = 4_096
 #: and so many characters of routes; those of one more worker, the last, are at most 16 KB.
@@ -46,6 +51,7 @@ class Subscribers:
 
     def __init__(self) -> None:
         self._connections: set[Connection] = set()
+        self._hosts: dict[str, _Host] = {}  # by socket
         #: Notices until now.
         self.told = 0
 
@@ -54,12 +60,40 @@ class Subscribers:
         self._connections.add(connection)
         self._greet(connection, list(workers))
 
+    def add_host(self, connection: Connection, socket: str) -> None:
+        """The host that listens at ``socket`` wants to hear, for as long as its connection is open."""
+        self._hosts[socket] = host = _Host(connection)
+        self._tell_host(socket, host, {"revoke_all": True})
+
+    def lease(self, socket: str, caller: Version, callee: Version, *, home: str, at_home: bool) -> None:
+        """Let the host at ``socket`` carry out calls of ``caller`` to ``callee`` itself; nothing, if it may already."""
+        host, pair = self._hosts.get(socket), (caller.version_id, callee.version_id)
+        if host is None or pair in host.leased:
+            return
+        if len(host.leased) >= HOST_LEASES_MAX:
+            self._tell_host(socket, host, {"revoke_all": True})
+        lease = {"caller": caller.to_plain(), "callee": callee.to_plain(), "home": home, "at_home": at_home}
+        host.leased.add(pair)
+        self._send_to_host(socket, host, {"lease": lease})
+
+    def _tell_host(self, socket: str, host: "_Host", notice: dict[str, object]) -> None:
+        host.leased.clear()
+        self._send_to_host(socket, host, notice)
+
+    def _send_to_host(self, socket: str, host: "_Host", notice: dict[str, object]) -> None:
+        try:
+            host.connection.send(Frame.NOTICE, encode_plain(notice))
+        except LinkBroken:
+            self._hosts.pop(socket, None)
+
     def greet_all(self, workers: Iterable[Deployed]) -> None:
         """Everything may have changed."""
         everything = list(workers)
         self.told += 1
         for connection in list(self._connections):
             self._greet(connection, everything)
+        for socket, host in list(self._hosts.items()):
+            self._tell_host(socket, host, {"revoke_all": True})
 
     def _greet(self, connection: Connection, workers: list[Deployed]) -> None:
         pages = _pages(workers)
@@ -69,6 +103,15 @@ class Subscribers:
 
     def tell(self, notice: dict[str, object]) -> None:
         """A change: ``added`` workers, ``remove`` of some, ``revoke`` of versions, ``revoke_all``."""
+        self._tell_ingresses(notice)
+        for socket, host in list(self._hosts.items()):
+            self._tell_host(socket, host, notice)
+
+    def cold(self, version: str) -> None:
+        """A version has no isolate here any more. Its host knows that by itself."""
+        self._tell_ingresses({"revoke": [version]})
+
+    def _tell_ingresses(self, notice: dict[str, object]) -> None:
         self.told += 1
         for connection in list(self._connections):
             self._send(connection, {**notice, "told": self.told})
@@ -78,3 +121,11 @@ class Subscribers:
             connection.send(Frame.NOTICE, encode_plain(notice))
         except LinkBroken:
             self._connections.discard(connection)
+
+
+class _Host:
+    """A host that listens, and the pairs of versions that it was given since it was last told of a change."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.leased: set[tuple[str, str]] = set()

@@ -51,7 +51,10 @@ class Outgoing(Protocol):
     """One outgoing request and its answer. Used by one thread; whoever opened it closes it, on every path."""
 
     def fileno(self) -> int:
-        """Readable when ``head`` or ``read_body`` may have something new, writable when ``writable`` may have become
+        """Readable when ``head`` or ``read_body`` may have something new. Open until ``close``."""
+
+    def wait_for_room(self, readable: set[int], writable: set[int]) -> None:
+        """Add to one of the two the file descriptor that is readable, or writable, when ``writable`` may have become
         true. Open until ``close``."""
 
     def writable(self) -> bool:

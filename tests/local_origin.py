@@ -260,6 +260,9 @@ class SocketOutgoing:
     def fileno(self) -> int:
         return self._ours.fileno()
 
+    def wait_for_room(self, readable: set[int], writable: set[int]) -> None:
+        writable.add(self.fileno())
+
     def writable(self) -> bool:
         return bool(self._output.poll(0))
 

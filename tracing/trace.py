@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 AttributeValue: TypeAlias = str | int | float | bool
@@ -69,6 +70,7 @@ class TraceContext:
         return TraceContext(self.trace_id, span_id, self.sampled)
 
 
+@lru_cache(maxsize=4_096)  # several read each: every role on the way, and each stage for those that it calls
 def parse_traceparent(header: str) -> TraceContext | None:
     """Read a `traceparent` header. None when a W3C reader must ignore it (and start a trace of its own).
 

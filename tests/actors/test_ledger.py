@@ -305,3 +305,52 @@ def test_a_tree_never_uses_more_than_it_has(granted: Budget, steps: list[tuple[s
     spent = root.close(0)
     for field in fields(Spent):
         assert tree.used[field.name] <= getattr(spent, field.name) <= getattr(granted, field.name)
+
+
+def test_books_that_go_elsewhere_stay_one_budget() -> None:
+    """A host hands over a chain's books in the middle of it, and what came back since, with the next fetch."""
+    root = begun(PAID, 50_000)
+    first, share = lent(root)
+    callee = begun(share, 20_000)
+    inner, inner_share = lent(root)  # another callee, that goes on here
+
+    there: list[Ledger] = []
+    came: int | None = None
+
+    def hand_over() -> None:
+        nonlocal came
+        left, below = root.hand_over(), callee.hand_over()
+        root.handed_over(first, below)
+        if not there:
+            there.extend([Ledger.taken_over(left), Ledger.taken_over(below)])
+            came = there[0].came_with(below)
+        else:
+            there[0].granted_more(left)
+            there[1].granted_more(below)
+            assert there[0].came_with(below, came) == came
+        for ledger in (root, callee, *there):
+            assert balanced(ledger)
+        assert not root.left.invocations
+        assert not root.left.cpu_us
+
+    hand_over()
+    root.settle(inner, Spent(1_000, 2, 1))
+    assert balanced(root)
+    assert root.left.invocations == inner_share.invocations - 1
+    before = there[0].left
+    hand_over()
+    assert there[0].left.invocations == before.invocations + inner_share.invocations - 1
+
+    far, _ = lent(there[1])  # by way of the Server
+    there[1].settle(far, Spent(500, 3, 1))
+    assert came is not None
+    there[0].settle(came, there[1].close(0))
+    root.settle(first, callee.close(4_000))
+    for ledger in (root, *there):
+        assert balanced(ledger)
+    spent = root.close(30_000).plus(there[0].close(0))
+    assert spent == Spent(cpu_us=35_500, subrequests=8, invocations=4)
+    assert isinstance(there[0].left, Budget)
+    assert there[0].left.plus(root.left).invocations == PAID.invocations - 4
+    assert there[0].left.plus(root.left).cpu_us == PAID.cpu_us - 35_500
+    assert there[0].left.plus(root.left).subrequests == PAID.subrequests - 8

@@ -155,6 +155,9 @@ class DicedOutgoing:
         self._open()
         return self._descriptor
 
+    def wait_for_room(self, readable: set[int], writable: set[int]) -> None:
+        writable.add(self.fileno())
+
     def writable(self) -> bool:
         self._open()
         return self._dice.random() < 0.7

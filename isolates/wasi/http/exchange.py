@@ -134,12 +134,12 @@ class Exchange:
             if self._answer is None:
                 self.wait_for_answer(wait)
             if self.outgoing is not None:
-                wait.writable.add(self.outgoing.fileno())
+                self.outgoing.wait_for_room(wait.readable, wait.writable)
 
     def wait_to_push(self, wait: Wait) -> None:
         """Until more of what is held may go; nothing when nothing is held."""
         if self.outgoing is not None and self.body.held:
-            wait.writable.add(self.outgoing.fileno())
+            self.outgoing.wait_for_room(wait.readable, wait.writable)
 
 
 def _connect_next(guest: Guest) -> None:
