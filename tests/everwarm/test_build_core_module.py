@@ -154,6 +154,14 @@ void handle(http_request *request, http_response *response) {
         http_append(&text, http_target(request));
         http_append_number(&text, second());
         http_answer(response, 200, "text/plain", http_text_of(&text));
+    } else if (is(path, "/log")) {
+        char *bytes = malloc(5000);
+        memset(bytes, 'x', 5000);
+        http_log(http_literal("a line"));
+        http_log((http_text){bytes, 5000});
+        http_log(http_literal(""));
+        free(bytes);
+        http_answer(response, 200, "text/plain", http_literal("logged"));
     } else if (is(path, "/none")) {
         http_give_up(response);
     } else if (!is(path, "/silent")) {
@@ -205,13 +213,19 @@ class TestC:
         assert answer.finished.outcome is Outcome.EXCEPTION
         assert answer.finished.reason == "the worker answered with the error internal-error"
 
+    def test_the_log(self, worker: BuiltWorker) -> None:
+        answer = worker.ask("/log")
+        assert (answer.status, answer.body) == (200, b"logged")
+        logged = [(line.stream, line.text) for line in answer.finished.logs]
+        assert logged == [("stdout", "a line"), ("stdout", "x" * 4096), ("stdout", "x" * 904)]
+
     def test_half_an_answer(self, worker: BuiltWorker) -> None:
         answer = worker.ask("/half")
         assert answer.finished.outcome is Outcome.RESPONSE_STREAM_DISCONNECTED
         assert answer.conversation.body == b"half"
 
     def test_no_handle_is_left(self, worker: BuiltWorker) -> None:
-        for path in ("/echo", "/large", "/bad", "/half", "/facts", "/none", "/silent", "/nowhere"):
+        for path in ("/echo", "/large", "/bad", "/half", "/facts", "/log", "/none", "/silent", "/nowhere"):
             worker.ask(path, method="POST", body=[b"x"] * 3)
             assert worker.isolate.guest.resources == 0, path
 

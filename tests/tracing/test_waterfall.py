@@ -104,6 +104,11 @@ def test_many_lines_of_log_are_cut() -> None:
     assert len(lines) == 1 + 2 + 8 + 1
 
 
+def test_the_end_of_a_line_of_log_is_not_shown() -> None:
+    event = SpanEvent(EventName.STDOUT, T0, {Attr.LOG_TEXT: "one\ntwo\n"})
+    assert draw([ROOT, dataclasses.replace(HANDLER, events=(event,))]).endswith(" stdout: one·two")
+
+
 def test_no_spans_are_no_waterfall() -> None:
     with pytest.raises(ValueError, match="at least one span"):
         draw([])
