@@ -242,7 +242,7 @@ class Cluster:
         except ray.exceptions.RayTaskError as failed:
             raise StartFailed(_reason(address, failed.cause, self._places)) from failed
         except (ray.exceptions.RayError, TimeoutError) as failed:
-            raise StartFailed(f"{address} did not start: {failed or 'it took too long'}") from failed
+            raise StartFailed(f"{address} did not start: {str(failed) or 'it took too long'}") from failed
         self.pids[address] = int(str(info["pid"]))
         self._watching[address] = asyncio.create_task(self._watch(address, actor))
         return info

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 #: What one piece of log counts at least, because each is an object of that size for the host: bounds a guest that
 #: writes byte by byte to 4,096 pieces of the default 256 KiB.
 _LOG_PIECE_BYTES_MIN = 64
+#: What is written in pieces is one line up to this; as much as an event of a span shows.
+_LOG_LINE_CHARS_MAX = 4_096
 
 
 class LogLine:
@@ -162,7 +164,10 @@ class Guest:
         self.deadline_s = min(self.deadline_s, time.monotonic() + self.limits.wait_until_ms / 1_000)
 
     def log(self, stream: str, text: str) -> None:
-        """Keep a piece of stdout or stderr, up to ``log_bytes_max`` a request; the rest is dropped and marked so."""
+        """Keep a piece of stdout or stderr, up to ``log_bytes_max`` a request; the rest is dropped and marked so.
+
+        What does not end a line is joined with what follows it.
+        """
         room = self.limits.log_bytes_max - self._log_bytes
         if room <= 0:
             self.log_truncated = True
@@ -170,6 +175,12 @@ class Guest:
         kept = text[:room]
         self.log_truncated |= len(kept) < len(text)
         self._log_bytes += max(len(kept), _LOG_PIECE_BYTES_MIN)
+        last = self.logs[-1] if self.logs else None
+        if last is not None and last.stream == stream and not last.text.endswith("\n"):
+            # An engine writes a line and its end by themselves.
+            if len(last.text) + len(kept) <= _LOG_LINE_CHARS_MAX:
+                last.text += kept
+                return
         self.logs.append(LogLine(time.time_ns(), stream, kept))
 
     def begin(self, conversation: Conversation | None, *, wall_ms: float, egress: Egress | None = None) -> None:

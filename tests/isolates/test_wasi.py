@@ -103,10 +103,16 @@ class TestTheRest:
 
     def test_a_log_written_byte_by_byte_is_bounded_in_pieces_too(self) -> None:
         guest = guest_for(log_bytes_max=64 * 1024)
-        for _ in range(5_000):
-            guest.log("stdout", "x")
+        for i in range(5_000):
+            guest.log("stderr" if i % 2 else "stdout", "x")
         assert len(guest.logs) == 1_024
         assert guest.log_truncated
+
+    def test_a_line_that_is_written_in_pieces_is_one(self) -> None:
+        guest = guest_for()
+        for text in ("a ", "line", "\n", "and one more", "\n", "x" * 4_096, "y"):
+            guest.log("stdout", text)
+        assert [line.text for line in guest.logs] == ["a line\n", "and one more\n", "x" * 4_096, "y"]
 
 
 def run(start: Start, guest: Any, **limits: float) -> Finished:
