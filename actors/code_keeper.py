@@ -12,6 +12,7 @@ from pathlib import Path
 from actors.peer import Calls
 from actors.view import decode_plain, encode_plain
 from isolates.artifact import ArtifactStore, Piece, decode_compiled
+from isolates.engine import fingerprint
 
 #: Code that nobody names stays so long: deploys take minutes at most, and a rollback soon after finds its code here.
 _CODE_KEPT_S = 3_600.0
@@ -23,12 +24,17 @@ class CodeKeeper:
     def __init__(self, directory: Path) -> None:
         self._artifacts = ArtifactStore(directory)
         self.calls: Calls = {
+            "engine": self.engine,
             "install_code": self.install_code,
             "missing_code": self.missing_code,
             "missing_pieces": self.missing_pieces,
             "install_piece": self.install_piece,
             "collect_code": self.collect_code,
         }
+
+    async def engine(self, payload: bytes) -> bytes:
+        """The engine that code here is for (``isolates.engine.fingerprint``)."""
+        return fingerprint().encode()
 
     async def missing_code(self, payload: bytes) -> bytes:
         """Which of these component digests are not here, or not as they should be."""

@@ -23,6 +23,7 @@ from actors.peer import PeerFailed, PeerLost
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits
 from isolates.artifact import Compiled, Piece, encode_compiled
+from isolates.engine import fingerprint
 
 _log = logging.getLogger("everwarm.distribution")
 
@@ -30,6 +31,11 @@ _log = logging.getLogger("everwarm.distribution")
 _PAGE = 500
 #: Different pieces that are on their way at once: each is in memory whole, and an engine has 30 MB.
 _PIECES_AT_ONCE = 8
+
+
+class OtherEngine(Exception):
+    """A server's CPU or its wasmtime is not the ControlPlane's: what is compiled here is of no use there."""
+
 
 #: Makes of a payload one that several peers can be called with, and that is kept once.
 Share = Callable[[bytes], Awaitable[bytes]]
@@ -65,8 +71,10 @@ class Distribution:
     async def install_all(self, server: str) -> list[str]:
         """Put the code of everything that is deployed in place on a server; the digests of those components.
 
-        ``PeerLost`` and ``PeerFailed`` when it is not to be reached.
+        ``PeerLost`` and ``PeerFailed`` when it is not to be reached, ``OtherEngine`` when it cannot run it.
         """
+        if await self._fleet.call(server, "engine") != fingerprint().encode():
+            raise OtherEngine("another CPU, or another wasmtime, than the control plane's")
         limits = self._limits()
         digests = sorted(limits)
         for i in range(0, len(digests), _PAGE):

@@ -43,14 +43,18 @@ class Heartbeat:
         self._beating: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
 
-    async def join(self) -> str:
-        """Beat from now on, and be a member; the state that came of it. ``PeerLost`` when there is no ControlPlane."""
+    async def join(self) -> dict[str, str]:
+        """Beat from now on, and be a member: the ``state`` that came of it, and ``why`` if it is another.
+
+        ``PeerLost`` when there is no ControlPlane.
+        """
         if self._beating is None:
             self._beating = asyncio.create_task(self._beat_on())
         control = await self._peers.get("control")
         answer = await control.call("join", encode_plain({"server": self._server, "weight": self._weight}))
         await self._sync()
-        return str(decode_plain(answer)["state"])
+        plain = decode_plain(answer)
+        return {"state": str(plain["state"]), "why": str(plain.get("why", ""))}
 
     async def stop(self) -> None:
         """Be silent."""

@@ -292,11 +292,11 @@ class Membership:
         """A server's process is gone."""
         return self._then(self._on(server, Event.LOSE, now_s, why="died"), now_s)
 
-    def unplaced(self, server: str, now_s: float) -> list[Decision]:
-        """A server serves and does not have all code. Its next heartbeat is its way back."""
-        if self.state(server) not in _SERVING:
-            return []  # who joins is not done before it has
-        return self._then(self._on(server, Event.LOSE, now_s, why="lacks code"), now_s)
+    def unfit(self, server: str, now_s: float, why: str) -> list[Decision]:
+        """A server lives and cannot be a home. Its next heartbeat is its way back."""
+        if self.state(server) not in _ALIVE:
+            return []
+        return self._then(self._on(server, Event.LOSE, now_s, why=why), now_s)
 
     def tick(self, now_s: float) -> list[Decision]:
         """Time passes."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from actors.catalog import Catalog
-from actors.distribution import Distribution
+from actors.distribution import Distribution, OtherEngine
 from actors.fleet import Fleet
 from actors.handover import hand_over
 from actors.membership import (
@@ -122,8 +122,8 @@ class RingKeeper:
     # --------------------------------------------------------------------------------------------- what others call
 
     async def join(self, payload: bytes) -> bytes:
-        """A server is there: ``{server, weight}``. Answers ``{"state": ...}`` when it is in the ring and all have heard
-        of it, or when it is lost on the way."""
+        """A server is there: ``{server, weight}``. Answers ``{"state", "why"}`` when it is in the ring and all have
+        heard of it, or when it is lost on the way."""
         plain = decode_plain(payload)
         server, weight = str(plain["server"]), int(plain["weight"])
         try:
@@ -134,7 +134,8 @@ class RingKeeper:
         await self._until(lambda: self._membership.state(server) not in under_way)
         epoch = self._membership.epoch
         await self._until(lambda: self._told_epoch >= epoch)
-        return encode_plain({"state": self._membership.state(server).value})
+        why = next((member.why for member in self._membership.members if member.name == server), "")
+        return encode_plain({"state": self._membership.state(server).value, "why": why})
 
     async def leave(self, payload: bytes) -> bytes:
         """A server is to go: ``{server}``. Answers when it is home to nothing and nothing of others runs there."""
@@ -230,6 +231,11 @@ class RingKeeper:
                 return
             except (PeerLost, PeerFailed) as failed:
                 _log.error("code did not reach %s: %s", server, failed)
+            except OtherEngine as other:
+                # Nothing that is tried again makes it another machine.
+                _log.error("%s cannot run what is compiled here: %s", server, other)
+                self._act(self._membership.unfit(server, self._clock(), str(other)))
+                return
             except Exception:
                 # A disk or a component of ours; whoever joins waits for it, and nobody else tries again.
                 _log.exception("code for %s could not be read", server)
@@ -318,7 +324,8 @@ class RingKeeper:
 
     def _unplaced(self, server: str) -> None:
         """A server did not get what is deployed: without it it is home to nothing, and it gets it when it joins."""
-        self._act(self._membership.unplaced(server, self._clock()))
+        if server in self._membership.serving:  # who joins is not done before it has it
+            self._act(self._membership.unfit(server, self._clock(), "lacks code"))
 
     def _doubt(self, server: str) -> None:
         """A call to a server broke: if it does not answer another one, it is dead."""

@@ -231,7 +231,7 @@ class Cluster:
         except (ray.exceptions.RayError, TimeoutError) as failed:
             raise StartFailed(f"{server} did not join: {type(failed).__name__}.") from failed
         if joined["state"] != State.MEMBER.value:
-            raise StartFailed(f"{server} did not join: it is {joined['state']}.")
+            raise StartFailed(f"{server} did not join: it is {joined['state']} ({joined['why'] or 'no reason'}).")
         info = await self._start(f"{server}/ingress")
         self.ports[server] = int(str(info["port"]))
 

@@ -315,7 +315,7 @@ async def _start_server(world: World) -> Started:
     heartbeat = server.heartbeat(config.weight)
 
     async def begin(payload: bytes) -> bytes:
-        return encode_plain({"state": await heartbeat.join()})
+        return encode_plain(await heartbeat.join())
 
     async def statistics(payload: bytes) -> bytes:
         plain = decode_plain(await server.statistics())

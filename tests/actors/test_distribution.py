@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from actors.distribution import Distribution
+from actors.distribution import Distribution, OtherEngine
 from actors.peer import PeerFailed
 from actors.view import encode_plain
 from isolates.artifact import Piece
+from isolates.engine import fingerprint
 from tests.simulation.virtual_loop import play
 
 
@@ -25,10 +26,13 @@ class Fleet:
         self.stalls: dict[str, asyncio.Event] = {}
         self.full: set[str] = set()
         self.manifests: list[str] = []
+        self.engine = fingerprint()
 
     async def call(self, server: str, method: str, payload: bytes = b"") -> bytes:
         if server in self.stalls:
             await self.stalls[server].wait()
+        if method == "engine":
+            return self.engine.encode()
         if method == "missing_code":
             return encode_plain(["a digest"])
         if method == "missing_pieces":
@@ -181,6 +185,16 @@ def test_a_machine_whose_disk_is_full_is_late_alone_and_says_why(make: Callable[
         assert await site.distribute("a", "b", "c") == {"b": "b/server.install_piece: no space left"}
         assert site.unplaced == ["b"]
         assert sorted(site.fleet.manifests) == ["a", "c"]
+
+    play(scenario())
+
+
+def test_a_machine_of_another_kind_gets_nothing(make: Callable[..., Site]) -> None:
+    async def scenario() -> None:
+        site = make("engine")
+        site.fleet.engine = "0" * 16
+        with pytest.raises(OtherEngine, match="another CPU"):
+            await site.distribution.install_all("a")
 
     play(scenario())
 

@@ -206,13 +206,12 @@ def test_a_server_without_hosts_is_home_to_nothing() -> None:
 
 def test_a_server_that_did_not_get_the_code_is_home_to_nothing_until_it_joined_anew() -> None:
     membership = members("a", "b")
-    assert rings(membership.unplaced("b", 1.0)) == [{"a": 1}]
+    assert rings(membership.unfit("b", 1.0, "lacks code")) == [{"a": 1}]
     (lost,) = [member for member in membership.members if member.name == "b"]
     assert (lost.state, lost.why) == (State.LOST, "lacks code")
-    assert membership.unplaced("b", 1.5) == []
+    assert membership.unfit("b", 1.5, "lacks code") == []
+    assert membership.unfit("nobody", 1.5, "lacks code") == []
     assert membership.heartbeat("b", 1, 2.0) == [Install("b")]
-    assert membership.unplaced("b", 2.5) == []  # it is about to get it
-    assert membership.unplaced("nobody", 2.5) == []
     assert warm_of(membership.placed("b", 3.0)).coming == {"b"}
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from actors.distribution import OtherEngine
 from actors.fleet import Fleet
 from actors.heartbeat import Heartbeat
 from actors.peer import LocalPeer, LocalPeers, PeerLost
@@ -30,8 +31,11 @@ class Distribution:
 
     def __init__(self, fails: int = 0) -> None:
         self.fails = fails
+        self.others: set[str] = set()
 
     async def install_all(self, server: str) -> list[str]:
+        if server in self.others:
+            raise OtherEngine("another CPU")
         if self.fails:
             self.fails -= 1
             raise OSError("a disk")
@@ -165,6 +169,21 @@ def test_a_member_that_a_deploy_did_not_reach_comes_back_with_its_beat() -> None
         await _beat(keeper, "b", servers["b"])
         await asyncio.sleep(5.0)
         assert keeper.serving == ["a", "b"]
+        await keeper.stop()
+
+    play(scenario())
+
+
+def test_a_machine_that_cannot_run_the_code_is_told_so_at_once() -> None:
+    async def scenario() -> None:
+        distribution = Distribution()
+        distribution.others = {"b"}
+        keeper = _keeper({"a": Server(), "b": Server()}, distribution)
+        await keeper.join(encode_plain({"server": "a", "weight": 1}))
+        async with asyncio.timeout(1.0):
+            joined = decode_plain(await keeper.join(encode_plain({"server": "b", "weight": 1})))
+        assert joined == {"state": "lost", "why": "another CPU"}
+        assert keeper.serving == ["a"]
         await keeper.stop()
 
     play(scenario())
