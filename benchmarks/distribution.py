@@ -8,11 +8,13 @@ client of each server asks for it until it is answered:
 * ``stored_to_usable_everywhere_s``   from the moment when the deploy has compiled and kept it, to the first answer
   through the last of the three servers;
 * ``distributing_s``                  of that, until all three have acknowledged that the code is in place;
-* ``others_stored_to_usable_s``       the same through two servers, while the third one's process is stopped (SIGSTOP);
+* ``others_stored_to_usable_s``       the same through two servers, while the third one's process is stopped (SIGSTOP),
+  from shortly before that moment on and for 3 s;
 * ``slow_is_reported``                whether the deploy's answer named the third one;
 * ``slow_usable_after_s``             from the moment when it goes on, to the first answer through it.
 
-The slowest of the rounds; all three servers are on this machine.
+The slowest of the rounds; all three servers are on this machine. A round in which the process was stopped too late is
+repeated: how long compiling takes is not known beforehand, and who is stopped for 5 s counts as lost.
 """
 
 import argparse
@@ -34,7 +36,12 @@ _STOPPED_S = 3.0
 #: How often a client asks.
 _ASK_EVERY_S = 0.01
 _USABLE_S_MAX = 60.0
+#: Rounds that may be repeated before this machine is too busy to measure anything.
+_REPEATED_MAX = 10
 _CORE_MODULE, _DATA_COUNT, _DATA = 1, 12, 11
+_AFTER_STORING = ("distributing", "warming", "switching")
+#: What a deploy says when compiling is over.
+_COMPILED = ("starting", "storing", "distributing")
 
 
 def large_component() -> bytes:
@@ -70,6 +77,7 @@ class Round:
     deployment: Deployment
     stored_s: float
     usable_s: dict[str, float]  # by server
+    stopped_s: float = 0.0  # when its slow server was stopped
 
     def took_s(self, *servers: str) -> float:
         """From stored until usable through all of these."""
@@ -85,35 +93,46 @@ async def usable(client: AsyncClient, worker: str, server: str) -> float:
     return loop.time()
 
 
-async def deploy(client: AsyncClient, worker: str, stopped: str = "", pid: int = 0) -> Round:
-    """Deploy a new component, with the process ``pid`` of server ``stopped`` stopped for a while."""
+async def deploy(client: AsyncClient, worker: str, pid: int = 0) -> Round:
+    """Deploy a new component, with the process ``pid`` stopped for a while as soon as it is compiled."""
     loop = asyncio.get_running_loop()
     asking = {server: asyncio.create_task(usable(client, worker, server)) for server in client.servers}
     phase_began_s: dict[str, float] = {}
+    stopped_s = 0.0
 
     def hear(phase: str, in_phase_s: float) -> None:
+        nonlocal stopped_s
         phase_began_s.setdefault(phase, loop.time() - in_phase_s)
+        if pid and not stopped_s and phase in _COMPILED:
+            stopped_s = loop.time()
+            os.kill(pid, signal.SIGSTOP)
+            loop.call_later(_STOPPED_S, os.kill, pid, signal.SIGCONT)
 
-    if pid:
-        os.kill(pid, signal.SIGSTOP)
-        loop.call_later(_STOPPED_S, os.kill, pid, signal.SIGCONT)
     done = await client.deploy(worker, large_component(), plan="paid", progress=hear)
-    return Round(done, phase_began_s["distributing"], {server: await task for server, task in asking.items()})
+    # Counted back from the end, for a deploy that was over before it was asked in this phase.
+    ended_s = loop.time() - sum(seconds for phase, seconds in done.phases if phase in _AFTER_STORING)
+    stored_s = phase_began_s.get("distributing", ended_s)
+    return Round(done, stored_s, {server: await task for server, task in asking.items()}, stopped_s)
 
 
 async def measure(rounds: int) -> dict[str, float | int | str]:
     client = connect_async()
     first, second, third = client.servers
     well, slow = [], []
-    continued_s = []
+    pid = int((await client.statistics())[f"{third}/server"]["pid"])
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
         well.append(await deploy(client, f"well-{number}"))
-        pid = (await client.statistics())[f"{third}/server"]["pid"]
-        loop = asyncio.get_running_loop()
-        stopped_s = loop.time()
-        slow.append(await deploy(client, f"slow-{number}", third, pid))
-        continued_s.append(max(0.0, slow[-1].usable_s[third] - stopped_s - _STOPPED_S))
+    for number in range(rounds + _REPEATED_MAX):
+        one = await deploy(client, f"slow-{number}", pid)
+        if one.stopped_s < one.stored_s:
+            slow.append(one)
+        else:
+            print("stopped too late; once more", file=sys.stderr)
+        if len(slow) == rounds:
+            break
+    else:
+        raise RuntimeError("this machine is too busy to stop a process in time")
     distributing = [dict(one.deployment.phases)["distributing"] for one in well]
     client.close()
     return {
@@ -123,7 +142,7 @@ async def measure(rounds: int) -> dict[str, float | int | str]:
         "distributing_s": round(max(distributing), 3),
         "others_stored_to_usable_s": round(max(one.took_s(first, second) for one in slow), 3),
         "slow_is_reported": int(all(one.deployment.late == [third] for one in slow)),
-        "slow_usable_after_s": round(max(continued_s), 3),
+        "slow_usable_after_s": round(max(one.usable_s[third] - one.stopped_s - _STOPPED_S for one in slow), 3),
     }
 
 
