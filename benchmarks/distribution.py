@@ -26,7 +26,9 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.local_cluster import WORKERS, local_cluster, print_result
-from everwarm.client import AsyncClient, Deployment, connect_async
+from everwarm.answers import Deployment
+from everwarm.async_client import AsyncClient
+from everwarm.client import connect_async
 from isolates.wasm_binary import COMPONENT_PREAMBLE, CORE_PREAMBLE, leb, section, sections
 
 #: Under the paid plan's limit of 10,000,000, compressed, with the worker itself.

@@ -12,17 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from everwarm.client import (
-        AsyncClient,
-        Client,
-        DeployFailed,
-        Deployment,
-        EverwarmError,
-        NotRunning,
-        Response,
-        connect,
-        connect_async,
-    )
+    from everwarm.answers import DeployFailed, Deployment, EverwarmError, NotRunning, Response
+    from everwarm.async_client import AsyncClient
+    from everwarm.client import Client, connect, connect_async
 
 __all__ = [
     "AsyncClient",
@@ -37,8 +29,13 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_HOMES = {
+    **dict.fromkeys(("DeployFailed", "Deployment", "EverwarmError", "NotRunning", "Response"), "everwarm.answers"),
+    "AsyncClient": "everwarm.async_client",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("everwarm.client"), name)
+        return getattr(importlib.import_module(_HOMES.get(name, "everwarm.client")), name)
     raise AttributeError(f"module 'everwarm' has no attribute {name!r}")

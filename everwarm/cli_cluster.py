@@ -175,7 +175,8 @@ def _ready(
     """The cluster is there: deploy the examples and say so."""
     deployed: list[str] = []
     if examples:
-        from everwarm.client import EverwarmError, connect
+        from everwarm.answers import EverwarmError
+        from everwarm.client import connect
         from everwarm.examples import NoExamples, deploy_examples, what_to_try
 
         try:
@@ -218,7 +219,8 @@ def down() -> None:
 @JSON
 def status(as_json: bool) -> None:
     """What runs: servers, workers and their homes, counters."""
-    from everwarm.client import NotRunning, connect
+    from everwarm.answers import NotRunning
+    from everwarm.client import connect
 
     home = open_home()
     try:

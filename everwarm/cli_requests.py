@@ -32,7 +32,7 @@ def fetch(
     as_json: bool,
 ) -> None:
     """Send a request to WORKER through the cluster, without HTTPS."""
-    from everwarm.client import EverwarmError
+    from everwarm.answers import EverwarmError
 
     headers = {}
     for line in header:
@@ -180,7 +180,8 @@ def viewer(port: int, install_only: bool) -> None:
 
 def _send_traces_to(home: Home, url: str, headers: dict[str, str]) -> bool:
     """Point the cluster that runs from here, if one does, at another backend."""
-    from everwarm.client import EverwarmError, connect
+    from everwarm.answers import EverwarmError
+    from everwarm.client import connect
 
     try:
         with connect(home) as client:

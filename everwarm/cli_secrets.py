@@ -26,7 +26,7 @@ def put(name: str, worker: str, as_json: bool) -> None:
 
     A worker that is deployed and names the secret is deployed once more, as a new version of the same code.
     """
-    from everwarm.client import EverwarmError
+    from everwarm.answers import EverwarmError
 
     if sys.stdin.isatty():
         value = click.prompt(f"The value of {name}", hide_input=True, err=True)
@@ -56,7 +56,7 @@ def put(name: str, worker: str, as_json: bool) -> None:
 @JSON
 def list_secrets(worker: str, as_json: bool) -> None:
     """The names of the secrets that have a value, and of those that the worker asks for and that have none."""
-    from everwarm.client import EverwarmError
+    from everwarm.answers import EverwarmError
 
     with connected() as client:
         try:
@@ -79,7 +79,7 @@ def list_secrets(worker: str, as_json: bool) -> None:
 @_WORKER
 def delete(name: str, worker: str) -> None:
     """Forget secret NAME. A worker that has it begins anew without it."""
-    from everwarm.client import EverwarmError
+    from everwarm.answers import EverwarmError
 
     with connected() as client:
         try:

@@ -47,7 +47,7 @@ def _order(order: dict[str, str], done: str, *, as_json: bool) -> None:
         running = home.running()
         ports = {} if running is None else running.servers
     else:
-        from everwarm.client import EverwarmError
+        from everwarm.answers import EverwarmError
 
         with connected() as client:
             try:

@@ -41,7 +41,7 @@ def tail(
     One line for each request that ends, those of other workers among them, with what it logged below it.
     """
     from actors.live_tail import parse_filter
-    from everwarm.client import EverwarmError
+    from everwarm.answers import EverwarmError
 
     try:
         wanted = parse_filter(statuses=status, methods=method, outcomes=outcome, search=search, sampling=sampling)

@@ -65,10 +65,10 @@ def deploy(
     Name, plan, limits, reuse, bindings and routes are those of the folder's everwarm.toml, if there is one.
     """
     from actors.bindings import NOTHING_BOUND
+    from everwarm.answers import DeployFailed, EverwarmError
     from everwarm.build import BuildError, ManifestError
     from everwarm.build import build as make
     from everwarm.build.manifest import MANIFEST_FILE, read_manifest
-    from everwarm.client import DeployFailed, EverwarmError
     from everwarm.examples import COMPONENT_FILE, reuse_of
 
     limits: dict[str, int] = {}

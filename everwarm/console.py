@@ -30,7 +30,8 @@ def open_home() -> Home:
 
 def connected() -> "Client":
     """A client of the cluster that runs from the state directory, or the end of the command."""
-    from everwarm.client import NotRunning, connect
+    from everwarm.answers import NotRunning
+    from everwarm.client import connect
 
     try:
         return connect(open_home())

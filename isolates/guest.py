@@ -176,11 +176,10 @@ class Guest:
         self.log_truncated |= len(kept) < len(text)
         self._log_bytes += max(len(kept), _LOG_PIECE_BYTES_MIN)
         last = self.logs[-1] if self.logs else None
-        if last is not None and last.stream == stream and not last.text.endswith("\n"):
-            # An engine writes a line and its end by themselves.
-            if len(last.text) + len(kept) <= _LOG_LINE_CHARS_MAX:
-                last.text += kept
-                return
+        begun = last is not None and last.stream == stream and not last.text.endswith("\n")
+        if last is not None and begun and len(last.text) + len(kept) <= _LOG_LINE_CHARS_MAX:
+            last.text += kept  # an engine writes a line and its end by themselves
+            return
         self.logs.append(LogLine(time.time_ns(), stream, kept))
 
     def begin(self, conversation: Conversation | None, *, wall_ms: float, egress: Egress | None = None) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 import everwarm
-from everwarm.client import Client, EverwarmError
+from everwarm.answers import EverwarmError
+from everwarm.client import Client
 from everwarm.home import Home
 
 ROOT = Path(everwarm.__file__).parent.parent

@@ -14,8 +14,8 @@ from actors.catalog import Deployed
 from actors.view import deployed_to_plain
 from actors.worker import Deployment, Limits, Plan, Version
 from everwarm import cli_secrets, cli_workers
+from everwarm.answers import EverwarmError
 from everwarm.cli import main
-from everwarm.client import EverwarmError
 
 SHOP = Bindings(
     services=(ServiceBinding("auth", "auth-worker"),),
