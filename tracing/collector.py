@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tracing.sampling import Sampler, TreeSampler
-from tracing.summary import TraceSummary, in_order, root_of, summarize
+from tracing.summary import TraceSummary, in_order, is_sampled, root_of, summarize
 from tracing.trace import Attr, Span, SpanName, approximate_bytes
 
 
@@ -57,12 +57,17 @@ class CollectorLimits:
 
 @dataclass(frozen=True, slots=True)
 class CompletedTrace:
-    """What is to be exported now. `summary` is of all known spans; `late`: `spans` follow an earlier batch."""
+    """What is to be exported now. `known`: all spans of the trace; `late`: `spans` follow an earlier batch."""
 
     trace_id: str
     spans: tuple[Span, ...]
-    summary: TraceSummary
+    known: tuple[Span, ...]
     late: bool
+
+    @property
+    def summary(self) -> TraceSummary:
+        """Of all known spans. Made when it is asked for: whoever exports does not ask."""
+        return summarize(self.known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +296,12 @@ class Collector:
     def _complete(self, trace: _Trace, now_s: float) -> None:
         del self._open[trace.trace_id]
         self._open_bytes -= trace.bytes
-        summary = summarize(trace.spans.values())
-        if not summary.complete:
+        root = root_of(trace.spans.values())
+        if root is None:
             self._rootless += 1
-        if self._sampler is None or self._sampler.keep(summary, now_s):
+        # Most trees were judged by their edge, and need no summary here.
+        wanted = self._sampler is None or (isinstance(self._sampler, TreeSampler) and is_sampled(root))
+        if wanted or (self._sampler is not None and self._sampler.keep(summarize(trace.spans.values()), now_s)):
             self._keep(trace)
         else:
             self._sampled_out += 1
@@ -319,7 +326,7 @@ class Collector:
 
 def _hand_out(trace: _Trace) -> CompletedTrace:
     completed = CompletedTrace(
-        trace.trace_id, tuple(in_order(trace.fresh)), summarize(trace.spans.values()), late=trace.exported
+        trace.trace_id, tuple(in_order(trace.fresh)), tuple(trace.spans.values()), late=trace.exported
     )
     trace.fresh.clear()
     trace.fresh_bytes = 0

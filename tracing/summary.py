@@ -67,6 +67,11 @@ def _root_rank(span: Span) -> tuple[int, int, str]:
     return rank, span.start_ns, span.span_id
 
 
+def is_sampled(root: Span | None) -> bool:
+    """Whether whoever made the root wants to keep the trace. Nobody else says that it is not wanted."""
+    return root is None or root.attributes.get(Attr.SAMPLED) is not False
+
+
 def in_order(spans: Iterable[Span]) -> list[Span]:
     """By start; of those that start together the longer first, which is the parent where clocks agree."""
     return sorted(spans, key=lambda span: (span.start_ns, -span.end_ns, span.span_id))
@@ -122,7 +127,7 @@ def summarize(spans: Iterable[Span]) -> TraceSummary:
         spans=len(ordered),
         error=any(span.error for span in ordered),
         complete=root is not None,
-        sampled=root is None or root.attributes.get(Attr.SAMPLED) is not False,
+        sampled=is_sampled(root),
     )
 
 
