@@ -91,7 +91,10 @@ _ROWS: Final = (
     _Row("everwarm.routes", _C, "{request}", "Requests that the Server decided on, by the reason where they ran.",
          "server", "routes", "reason"),
     # Calls of guests.
-    _Row("everwarm.nested.calls", _C, "{call}", "Calls of workers to workers.", "server", "nested.calls"),
+    _Row("everwarm.nested.calls", _C, "{call}", "Calls of workers to workers that the Server carried out.",
+         "server", "nested.calls"),
+    _Row("everwarm.nested.inner.calls", _C, "{call}", "Calls of workers to workers that did not leave their host.",
+         "host", "inner_calls.calls"),
     _Row("everwarm.nested.refusals", _C, "{call}", "Calls of workers that were not made.", "server", "nested.refused"),
     _Row("everwarm.egress.requests", _C, "{request}", "Requests of guests that reached the way out.",
          "server", "egress.requests"),
