@@ -4,22 +4,21 @@
                                   ───── body, gone ────►
 
 Each end is used by its own thread, which waits for the other one in a call of the kernel, together with sockets: a
-``Bell`` is a file descriptor that is readable when there may be something new. Who rings has changed what it tells of
-before; who waits says so, then looks, and then waits. So a change is never missed. Where nobody waits, nothing is rung:
-each call of the kernel gives the GIL up, and to the very thread that is about to run. Every field is written by one of
-the two threads only, as its comment says.
+``Bell`` is readable when there may be something new. Where nobody waits, nothing is rung: each call of the kernel gives
+the GIL up, and to the very thread that is about to run. Every field is written by one of the two threads only, as its
+comment says.
 
 Nothing grows without a bound: a caller's body waits for its reader at ``HELD_BYTES_MAX``, and so does an answer. As on
 a link (``host_conversation``), an answer is held back until its guest waits, 64 KiB are held or it ends, and once it is
 whole its reader may leave.
 """
 
-import os
 import select
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
+from actors.bells import Bell, Bells
 from actors.exchange import Ended, status_of
 from actors.nested_answer import OUTCOME_HEADER, status_for_caller
 from actors.stage_calls import stripped
@@ -32,68 +31,6 @@ _PIECE_BYTES_MAX = 64 * 1024
 #: A reader that takes nothing for this long is gone, as on a link.
 _STALLED_S = 30.0
 _BROKEN_OFF: ErrorCode = ("HTTP-response-incomplete", None)
-
-
-class Bell:
-    """A file descriptor that one thread rings and another waits for."""
-
-    __slots__ = ("_descriptor", "_rung", "_waited_for")
-
-    def __init__(self) -> None:
-        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._rung = False
-        self._waited_for = False
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def ring(self) -> None:
-        """There may be something new. After the change that it is for."""
-        if self._waited_for and not self._rung:
-            os.eventfd_write(self._descriptor, 1)
-            self._rung = True
-
-    def listen(self) -> None:
-        """From here on it is waited for. Before the last look."""
-        self._waited_for = True
-
-    def quiet(self) -> None:
-        """It is not waited for any more."""
-        self._waited_for = False
-        if self._rung:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._descriptor)
-            self._rung = False
-
-    def close(self) -> None:
-        """Not to be used any more."""
-        os.close(self._descriptor)
-
-
-class Bells:
-    """Bells that nobody uses: making one and closing it are four calls of the kernel for each call between guests."""
-
-    #: As many as the callees of one host that run at once need.
-    IDLE_MAX = 256
-
-    def __init__(self) -> None:
-        self._idle: list[Bell] = []
-
-    def take(self) -> Bell:
-        """One of them, or a new one. ``OSError`` when the process has no more descriptors."""
-        try:
-            bell = self._idle.pop()
-        except IndexError:
-            return Bell()
-        bell.quiet()
-        return bell
-
-    def give_back(self, bell: Bell) -> None:
-        """Both threads are done with it."""
-        if len(self._idle) < self.IDLE_MAX:
-            self._idle.append(bell)
-        else:
-            bell.close()
 
 
 class Pipe:

@@ -34,7 +34,8 @@ from actors.host_conversation import HostConversation, LinkSocket
 from actors.host_counts import HostCounts
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
 from actors.inner_call import InnerConversation
-from actors.inner_calls import InnerCalls, InnerStage, Taken
+from actors.inner_calls import InnerCalls
+from actors.inner_stage import InnerStage, Taken
 from actors.lease_line import LeaseLine
 from actors.live_tail import LIVE_EVENT, WATCHED, LiveSwitch, live_event
 from actors.living import Living
@@ -147,7 +148,7 @@ class IsolateHost:
         self._counts = HostCounts()
         self._live = LiveSwitch()
         self._inner = InnerCalls(self, self._ids)
-        self._leases = None if server_socket is None else LeaseLine(server_socket, socket_path, self._inner)
+        self._leases = None if server_socket is None else LeaseLine(server_socket, socket_path, self._inner.leases)
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._table = table
         self._quarantine = quarantine
@@ -421,6 +422,8 @@ class IsolateHost:
         stage = self._inner.root(request, handler_id, recorder.context.child(handler_id).traceparent())
         ended = self._run(conversation, request, taken, recorder, stage, begin)
         recorder.spans += stage.take_spans()
+        if stage.is_remarkable:
+            ended = replace(ended, called=True)  # so that its edge reads the spans
         self._end(link, request, ended, recorder, conversation.take_held())
 
     def _run(

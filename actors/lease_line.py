@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.connection import Frame, LinkBroken, frame
 from actors.host_conversation import LinkSocket
-from actors.inner_calls import InnerCalls
+from actors.inner_leases import InnerLeases
 from actors.view import decode_plain
 
 _log = logging.getLogger("everwarm.lease_line")
@@ -23,10 +23,10 @@ _AGAIN_S = 0.1
 class LeaseLine:
     """One thread that listens."""
 
-    def __init__(self, server_socket: Path, host_socket: Path, inner: InnerCalls) -> None:
+    def __init__(self, server_socket: Path, host_socket: Path, leases: InnerLeases) -> None:
         self._path = str(server_socket)
         self._host_socket = str(host_socket)
-        self._inner = inner
+        self._leases = leases
         self._stopping = threading.Event()
         self._connected: socket.socket | None = None
 
@@ -53,7 +53,7 @@ class LeaseLine:
                 if not self._stopping.is_set():
                     _log.info("the Server gives no leases: %s", broken)
             self._connected = None
-            self._inner.forget_leases()
+            self._leases.forget()
             self._stopping.wait(_AGAIN_S)
 
     def _hear(self, link: LinkSocket) -> None:
@@ -61,4 +61,4 @@ class LeaseLine:
         while not self._stopping.is_set():
             received = link.receive(None)
             if received is not None:
-                self._inner.heard(decode_plain(received[1]))
+                self._leases.heard(decode_plain(received[1]))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from actors.bells import Bells
 from actors.exchange import Ended, Outcome
-from actors.inner_call import HELD_BYTES_MAX, Bells, InnerCall
+from actors.inner_call import HELD_BYTES_MAX, InnerCall
 from isolates.conversation import BodyLost, ConversationLost, RequestHead, ResponseHead
 from isolates.egress import AnswerLost
 
@@ -240,19 +241,3 @@ def test_a_caller_that_waits_is_woken_by_what_it_does_not_have_yet(
         assert wait_for_answer(call)
     assert call.outgoing.read_body(100) is None
     call.outgoing.close()
-
-
-def test_bells_are_used_again_and_ring_no_more() -> None:
-    bells = Bells()
-    first = bells.take()
-    first.listen()
-    first.ring()
-    bells.give_back(first)
-    again = bells.take()
-    assert again is first
-    poll = select.poll()
-    poll.register(again.fileno(), select.POLLIN)
-    assert not poll.poll(0)
-    again.ring()
-    assert not poll.poll(0), "nobody listens"
-    again.close()

@@ -1,10 +1,12 @@
 """Calls between guests of one host, on complete servers: what holds by way of the Server holds here."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from complete_servers import Compiled, CompleteServers, Got, Pieces, component, request, upload, wait_until
 from request_trees import bound, drive, spans_at
@@ -169,6 +171,32 @@ def test_a_tree_that_stays_here_ends_at_the_sixteenth_all_the_same(play: Callabl
         assert (counts["shares_lost"], counts["lent_out"], counts["stages"]) == (0, 0, 0)
 
     play(scenario)
+
+
+def test_books_are_begun_with_what_was_called_before(play: Callable[..., None]) -> None:
+    """A first call is entered only when there is a second one, or one that the Server carries out, beside it."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        near, far = await cluster.deploy_at(1, "hello"), await cluster.deploy_at(2, "hello")
+        root = await cluster.deploy_at(1, "fetch", bound(callee=near, far=far))
+        await ask_until_inner(cluster, root)
+        before = await by_the_server(cluster) + inner(cluster)["calls"]
+        got = await cluster[1].ask(request(root, "/?times=5&url=http://callee.binding.internal/"))
+        assert got.body == b"5\n"
+        assert await by_the_server(cluster) + inner(cluster)["calls"] == before + 5
+        both = request(root)
+        urls = b"http://callee.binding.internal/ http://far.binding.internal/ http://callee.binding.internal/"
+        asked = msgspec.structs.replace(both, head=dataclasses.replace(both.head, headers=(("fetch-url", urls),)))
+        for _ in range(3):
+            before = await by_the_server(cluster) + inner(cluster)["calls"]
+            got = await cluster[1].ask(asked)
+            assert got.body.count(b"200") == 3, got.body
+            assert await by_the_server(cluster) + inner(cluster)["calls"] == before + 3
+            await cluster.settled()
+        counts = (await cluster[1].statistics())["nested"]
+        assert (counts["lent_out"], counts["stages"]) == (0, 0)
+
+    play(scenario, servers=2)
 
 
 @pytest.mark.parametrize("far", [1, 2])
