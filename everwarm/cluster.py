@@ -21,13 +21,12 @@ from typing import Any
 
 import ray
 import ray.exceptions
-import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.membership import State
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
-from everwarm.ray_driver import NAMESPACE, has_control, own_node, say_process
+from everwarm.ray_driver import NAMESPACE, has_control, order_of_ending, own_node, say_process
 from everwarm.role_process import RoleProcess
 from everwarm.roles import (
     CONTROL,
@@ -51,6 +50,8 @@ _START_TIMEOUT_S = 60.0
 _PROBE_GROUP, _PROBES_MAX = "probe", 4
 #: Who does not hear for so long of a role that has another process hears of it later.
 _MEET_S_MAX = 2.0
+#: The roles of a server that other machines call, and that call others.
+_CALLED = ("server", "shard")
 #: A role that is stopped gets so long before its process is ended.
 _STOP_S_MAX = 10.0
 #: Until a server has left: its workers are warmed elsewhere, what runs there finishes, and some.
@@ -209,7 +210,7 @@ class Cluster:
         joining = self._joining.pop(server, None)
         if joining is not None:
             joining.cancel()
-        for address in sorted(addresses, key=_order_of_ending):
+        for address in sorted(addresses, key=order_of_ending):
             actor = self._actors.pop(address)
             if stop:
                 with suppress(ray.exceptions.RayError, TimeoutError):
@@ -288,7 +289,9 @@ class Cluster:
             port = self.ports.get(server, place.edge_port)
             await actor.become.remote(role, server, place.config, control, port)
             await self._introduce(address, standby.name)
+            forgetting = asyncio.create_task(self._have_forgotten(address))
             await self._start(address)
+            await forgetting
         except ray.exceptions.RayError as broken:
             ray.kill(actor, no_restart=True)
             raise StartFailed(f"{address} did not start: {type(broken).__name__}.") from broken
@@ -312,6 +315,15 @@ class Cluster:
                 await asyncio.wait_for(asyncio.gather(*meeting, return_exceptions=True), _MEET_S_MAX)
             control.say.remote(self._said)
         await asyncio.to_thread(say_process, address, name)
+
+    async def _have_forgotten(self, address: str) -> None:
+        """Have those who call other machines meet the new process when they call it next. They would find out by
+        themselves, a second later; an upload that they read from it by then would be lost."""
+        if address.rpartition("/")[2] in _CALLED:
+            callers = [a for of, a in self._actors.items() if of.rpartition("/")[2] in _CALLED and of != address]
+            with suppress(TimeoutError):
+                telling = asyncio.gather(*(caller.forget.remote(address) for caller in callers), return_exceptions=True)
+                await asyncio.wait_for(telling, _MEET_S_MAX)
 
     async def _join_again(self, server: str, actor: Any) -> None:
         """A Server that took over joins as any other; it serves its own clients before it has."""
@@ -357,32 +369,13 @@ class Cluster:
         for task in self._joining.values():
             task.cancel()
         self._standbys.end()
-        for rank in sorted({_order_of_ending(address) for address in self._actors}):
-            stopping = [a.stop.remote() for address, a in self._actors.items() if _order_of_ending(address) == rank]
+        for rank in sorted({order_of_ending(address) for address in self._actors}):
+            stopping = [a.stop.remote() for address, a in self._actors.items() if order_of_ending(address) == rank]
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*stopping, return_exceptions=True), _STOP_S_MAX)
         if self._control.node:
             for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
-
-
-def end_detached() -> int:
-    """End every process of ours on the Ray that this process is a driver of; how many there were.
-
-    What is left of a cluster whose own process was killed. They are ended as they are: nobody knows what they do.
-    """
-    names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)
-             if found["namespace"] == NAMESPACE]  # fmt: skip
-    for name in sorted(names, key=_order_of_ending):
-        with suppress(ValueError):  # it ended by itself meanwhile
-            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-    return len(names)
-
-
-def _order_of_ending(address: str) -> int:
-    """The edge first, so that nobody comes to what is not there any more, and the ControlPlane last."""
-    role = address.rpartition("/")[2].partition("-")[0]
-    return ("ingress", "shard", "server", "host", CONTROL, STANDBY_ROLE.name).index(role)
 
 
 def _reason(address: str, cause: BaseException, places: dict[str, Place]) -> str:

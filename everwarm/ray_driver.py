@@ -11,12 +11,13 @@ from typing import Any
 
 import ray
 import ray.exceptions
+import ray.util
 from ray._private import ray_constants, services, state
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
 
 from everwarm.nodes import Node
-from everwarm.roles import CONTROL
+from everwarm.roles import CONTROL, STANDBY_ROLE
 
 #: Where our actors' names are ours alone.
 NAMESPACE = "everwarm"
@@ -169,3 +170,22 @@ def attach(address: str) -> Attached:
     except LookupError:
         leave()
         raise
+
+
+def end_detached() -> int:
+    """End every process of ours on the Ray that this process is a driver of; how many there were.
+
+    What is left of a cluster whose own process was killed. They are ended as they are: nobody knows what they do.
+    """
+    names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)
+             if found["namespace"] == NAMESPACE]  # fmt: skip
+    for name in sorted(names, key=order_of_ending):
+        with suppress(ValueError):  # it ended by itself meanwhile
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    return len(names)
+
+
+def order_of_ending(address: str) -> int:
+    """The edge first, so that nobody comes to what is not there any more, and the ControlPlane last."""
+    role = address.rpartition("/")[2].partition("-")[0]
+    return ("ingress", "shard", "server", "host", CONTROL, STANDBY_ROLE.name).index(role)

@@ -274,8 +274,7 @@ def _end_killed(home: Home) -> bool:
 def _end_detached(home: Home, address: str) -> int:
     """End what runs of ours on a Ray that others started; how many processes that were. None when it is gone itself."""
     os.environ.update(home.joined_environment())
-    from everwarm.cluster import end_detached
-    from everwarm.ray_driver import join_ray, leave_ray
+    from everwarm.ray_driver import end_detached, join_ray, leave_ray
 
     try:
         ours = join_ray(address)
