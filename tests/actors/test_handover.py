@@ -180,7 +180,7 @@ def test_a_server_that_cannot_be_reached_is_out_of_the_ring(play: Callable[..., 
 
         await wait_until(alone, "server 2 is lost")
         (lost,) = [m for m in (await members(cluster))["members"] if m["state"] == "lost"]
-        assert (lost["server"], lost["why"]) == ("server-2", "died")
+        assert (lost["server"], lost["why"]) == ("server-2", "lacks code")
         for role, peer in gone.items():
             cluster.peers.known[f"server-2/{role}"] = peer
         beat = {"server": "server-2", "weight": 1, "hosts": 1, "epoch": 0}
