@@ -119,7 +119,8 @@ def up(
         try:
             # Headers may be secrets, so they do not go through the arguments of a process.
             os.environ["EVERWARM_OTLP_HEADERS"] = json.dumps(headers)
-            running = run_detached(home, [a for a in sys.argv[2:] if a not in ("--detach", "--json")])
+            running = run_detached(home, [a for a in sys.argv[2:] if a not in ("--detach", "--json")],
+                                   on_nodes=bool(ray_address))  # fmt: skip
         except UpFailed as failed:
             fail(failed)
         if as_json:

@@ -98,6 +98,11 @@ class Cluster:
         self.pids: dict[str, int] = {}
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the actors of this Ray are this process's to end: once its ControlPlane has been made."""
+        return CONTROL in self._actors
+
+    @property
     def addresses(self) -> dict[str, str]:
         """Where the edge of each server listens that has one, beside its port in ``ports``."""
         return {server: self._places[server].config.address for server in self.ports}
@@ -155,6 +160,9 @@ class Cluster:
         except ray.exceptions.RayError as broken:
             await self._end(server)
             raise StartFailed(f"{server} did not start: {type(broken).__name__}.") from broken
+        except asyncio.CancelledError:
+            await self._end(server, stop=False)  # nobody has the time to hear what each of them says
+            raise
         except BaseException:
             await self._end(server)
             raise

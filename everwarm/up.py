@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _DOWN_S = 30.0
 _DETACH_S = 90.0
+#: Until the first servers of several machines are members, or have failed: starting takes a minute at most, joining
+#: two and a half.
+_DETACH_NODES_S = 240.0
 
 
 class UpFailed(Exception):
@@ -99,7 +102,7 @@ def _run_on_nodes(
     os.environ.update(home.joined_environment())
     stop = _StopSignals()
     progress(f"joining the Ray at {config.ray_address}")
-    from everwarm.cluster import Cluster, Place
+    from everwarm.cluster import Cluster, Place, end_detached
     from everwarm.node_keeper import NodeKeeper
     from everwarm.nodes import Node
     from everwarm.ray_driver import join_ray, leave_ray, own_node, ray_address, ray_nodes
@@ -120,6 +123,9 @@ def _run_on_nodes(
         asyncio.run(_serve(home, config, cluster, keeper, stop, progress, on_ready))
     finally:
         home.clear_running()
+        if cluster.is_ours:
+            with contextlib.suppress(Exception):
+                end_detached()  # whatever was still being started, or did not stop in its time
         with contextlib.suppress(Exception):
             leave_ray()
 
@@ -214,8 +220,12 @@ class _StopSignals:
         await self._event.wait()
 
 
-def detach(home: Home, arguments: list[str]) -> Running:
-    """Start ``everwarm up ARGUMENTS`` in the background and wait until it is ready; ``UpFailed`` if it never is."""
+def detach(home: Home, arguments: list[str], *, on_nodes: bool) -> Running:
+    """Start ``everwarm up ARGUMENTS`` in the background and wait until it is ready; ``UpFailed`` if it never is.
+
+    ``on_nodes``: on machines whose disks may have to be given all code first.
+    """
+    ready_s_max = _DETACH_NODES_S if on_nodes else _DETACH_S
     running = home.running()
     if running is not None:
         raise UpFailed(f"A cluster already runs from this state directory (pid {running.pid}). See: everwarm status")
@@ -229,7 +239,7 @@ def detach(home: Home, arguments: list[str]) -> Running:
             start_new_session=True,
             env={**os.environ, "EVERWARM_HOME": str(home.directory)},
         )
-    until_s = time.monotonic() + _DETACH_S
+    until_s = time.monotonic() + ready_s_max
     while time.monotonic() < until_s:
         if process.poll() is not None:
             with home.log.open("rb") as log:
@@ -241,7 +251,10 @@ def detach(home: Home, arguments: list[str]) -> Running:
             return found
         time.sleep(0.1)
     process.terminate()
-    raise UpFailed(f"It was not ready after {_DETACH_S:g} s; see {home.log}")
+    # Its own end takes a few seconds, and whoever asks next must not meet it on its way.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DOWN_S)
+    raise UpFailed(f"It was not ready after {ready_s_max:g} s; see {home.log}")
 
 
 def down(home: Home) -> bool:

@@ -55,7 +55,7 @@ class Machines:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_MODE")}
         done = subprocess.run(
             [sys.executable, "-m", "everwarm.cli", *arguments],
-            env={**environment, "EVERWARM_HOME": str(self.home(i))}, capture_output=True, text=True, timeout=180,
+            env={**environment, "EVERWARM_HOME": str(self.home(i))}, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
 
