@@ -5,6 +5,7 @@ not ours is here and in ``cluster``.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,8 @@ NAMESPACE = "everwarm"
 _KEYS = b"everwarm"
 #: The ControlPlane's process answers at once; a head that is gone never does.
 _SAID_S_MAX = 10.0
+#: Until Ray has heard that processes are gone which it was told to end.
+_ENDED_S_MAX = 10.0
 
 
 def _read_environment() -> None:
@@ -177,12 +180,21 @@ def end_detached() -> int:
 
     What is left of a cluster whose own process was killed. They are ended as they are: nobody knows what they do.
     """
-    names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)
-             if found["namespace"] == NAMESPACE]  # fmt: skip
+    names = _named()
     for name in sorted(names, key=order_of_ending):
         with suppress(ValueError):  # it ended by itself meanwhile
             ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    # A name is free when Ray has heard that its process is gone; whoever starts anew needs them.
+    until_s = time.monotonic() + _ENDED_S_MAX
+    while names and _named() and time.monotonic() < until_s:
+        time.sleep(0.1)
     return len(names)
+
+
+def _named() -> list[str]:
+    """The names of all our actors."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
 def order_of_ending(address: str) -> int:

@@ -102,10 +102,10 @@ def _run_on_nodes(
     os.environ.update(home.joined_environment())
     stop = _StopSignals()
     progress(f"joining the Ray at {config.ray_address}")
-    from everwarm.cluster import Cluster, Place, end_detached
+    from everwarm.cluster import Cluster, Place
     from everwarm.node_keeper import NodeKeeper
     from everwarm.nodes import Node
-    from everwarm.ray_driver import join_ray, leave_ray, own_node, ray_address, ray_nodes
+    from everwarm.ray_driver import end_detached, join_ray, leave_ray, own_node, ray_address, ray_nodes
 
     try:
         join_ray(config.ray_address)

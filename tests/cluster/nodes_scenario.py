@@ -122,6 +122,8 @@ def scenario(machines: Machines) -> dict[str, object]:
     os.kill(owner.pid, signal.SIGKILL)
     facts["fetched_without_owner"] = [fetched(machines, i) for i in (1, 3)]
     facts["up_again"] = machines.run(1, "up", "--ray-address", "auto", "--detach", "--json", "--port", str(PORT))
+    with everwarm.connect(Home(machines.home(1))) as client:
+        facts["all_again_after_s"] = seconds_until(lambda: (client.refresh(), len(client.servers) == 4)[1], 150.0)
     facts["fetched_again"] = [fetched(machines, i) for i in (1, 2, 3)]
     facts["processes"] = roles()
     facts["down"] = machines.run(1, "down")

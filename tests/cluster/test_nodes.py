@@ -114,7 +114,8 @@ def test_a_node_that_dies_is_out_and_the_same_server_when_it_comes_back(facts: d
 
 def test_the_owners_death_is_not_the_clusters(facts: dict[str, Any]) -> None:
     assert all(text.startswith(HELLO) for text in facts["fetched_without_owner"])
-    assert len(said(facts["up_again"])["servers"]) == 4
+    assert said(facts["up_again"])["servers"]
+    assert facts["all_again_after_s"] is not None  # at once, unless this machine is too busy to start them in a minute
     assert all(text.startswith(HELLO) for text in facts["fetched_again"]), facts["fetched_again"]
 
 
