@@ -322,6 +322,7 @@ class Machines:
         switch = Switch(site.switch)
         booting = []
         for machine in machines:
+            _switch_off(machine)  # what is left of one that somebody killed
             for place in ("root", "tmp"):
                 (self.files(machine.name) / place).mkdir(parents=True, exist_ok=True)
             (self.files(machine.name) / "root").chmod(0o700)
@@ -417,7 +418,7 @@ class Machines:
 
 
 def _runs(machine: _Machine) -> bool:
-    return machine.init is not None and machine.init.is_alive()
+    return all(process is not None and process.is_alive() for process in (machine.wrapper, machine.init))
 
 
 def _switch_off(machine: _Machine) -> None:

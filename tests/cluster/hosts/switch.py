@@ -53,7 +53,10 @@ class Switch:
         """Put a link between a port of the switch and the machine's ``eth0``, with ``address`` in a network of 256."""
         # The port of a machine that was switched off goes when the kernel comes round to it.
         _run(*self._inside, "ip", "link", "delete", _port(name), check=False)
-        self._do("ip", "link", "add", _port(name), "type", "veth", "peer", "name", "eth0", "netns", str(machine_pid))
+        # The same card as before it was switched off: others remember who has an address.
+        card = "02:00:" + ":".join(f"{int(number):02x}" for number in address.split("."))
+        peer = ("peer", "name", "eth0", "address", card, "netns", str(machine_pid))
+        self._do("ip", "link", "add", _port(name), "type", "veth", *peer)
         self._do("ip", "link", "set", _port(name), "master", "br0", "up")
         inside = ["nsenter", "--target", str(machine_pid), "--net", "ip"]
         _run(*inside, "address", "add", f"{address}/24", "dev", "eth0")
