@@ -81,7 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.times_s["machines and checkout"] = time.monotonic() - began_s
         site.namespaces = machines.namespaces()
         began_s = time.monotonic()
-        site.cluster.up()
+        site.cluster.up(print)
         site.times_s["ray up"] = time.monotonic() - began_s
         # Deployed as soon as the head serves; workers that join later get it before they are asked.
         shutil.copy2(HELLO, machines.files(HEAD) / "root" / "hello.wasm")

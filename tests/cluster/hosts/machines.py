@@ -251,9 +251,9 @@ class Machines:
         except subprocess.TimeoutExpired as late:
             os.killpg(started.pid, signal.SIGKILL)
             said, _ = started.communicate()
-            raise MachinesFailed(f"{name}: {words[0]} took more than {timeout_s:g} s:\n{said[-4000:]}") from late
+            raise MachinesFailed(f"{name}: {words[0]} took more than {timeout_s:g} s:\n{said[-8000:]}") from late
         if check and started.returncode:
-            raise MachinesFailed(f"{name}: {' '.join(words)}: status {started.returncode}:\n{said[-4000:]}")
+            raise MachinesFailed(f"{name}: {' '.join(words)}: status {started.returncode}:\n{said[-8000:]}")
         return subprocess.CompletedProcess(command, started.returncode, said, "")
 
     # ------------------------------------------------------------------------------------------------------ faults
