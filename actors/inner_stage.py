@@ -280,6 +280,9 @@ class InnerStage:
     def over(self, cpu_us: int) -> None:
         """Its guest is over, and used so much. Before its caller hears of that, which may want what comes back. Safe
         to call again."""
+        if self._caller is None and not self.called:
+            self._used_us = cpu_us  # most requests: nobody is below it, and nobody above to be told
+            return
         with self._lock:
             if self._used_us is None:
                 self._used_us = cpu_us
@@ -298,11 +301,10 @@ class InnerStage:
 
     def _close(self) -> None:
         """Give back what it did not spend, when it and all that it called are over. Under the lock."""
-        if self._used_us is None or self._out:
+        if self._used_us is None or self._out or self._caller is None:
             return
         spent = Spent(self._used_us, invocations=1) if self._books is None else self._books.ledger.close(self._used_us)
-        if self._caller is not None:
-            self._caller[0]._settle(self._caller[1], spent)
+        self._caller[0]._settle(self._caller[1], spent)
 
     def tell(self, spans: list[Span], *, remarkable: bool) -> None:
         """Spans of a callee, which go with the root's ending, or after it by themselves."""
