@@ -19,7 +19,7 @@ from https_client import fetch
 from actors.supervision import SupervisionLimits
 from benchmarks.chaos import CountingOrigin, deploy, storm, victims
 from benchmarks.local_cluster import WORKERS, LocalCluster, local_cluster
-from everwarm.client import EverwarmError
+from everwarm.answers import EverwarmError
 from everwarm.owner import ask_roles
 
 LIMITS = SupervisionLimits()
