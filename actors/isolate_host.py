@@ -27,25 +27,25 @@ from actors.crash_table import CrashTable, Phase
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
-from actors.exchange import ColdCause, Ended, HeatReport, Load, Request, Served, StartType
+from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
 from actors.handover import first_request
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
 from actors.host_counts import HostCounts
 from actors.host_gauge import Filled, GaugeLimits, HostGauge
+from actors.host_news import HostNews
 from actors.inner_call import InnerConversation
 from actors.inner_calls import InnerCalls
 from actors.inner_stage import InnerStage, Taken
 from actors.lease_line import LeaseLine
-from actors.live_tail import LIVE_EVENT, WATCHED, LiveSwitch, live_event
 from actors.living import Living
 from actors.mapped_code import MappedCodeLimits
 from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
-from actors.stage_over import STAGE_OVER, ending_of, stage_over
-from actors.stage_report import Ending, Line
+from actors.stage_over import ending_of
+from actors.stage_report import Line
 from actors.starts_ahead import Recipe, StartsAhead
-from actors.wire import ENDED, HEAT, REQUEST, Undecodable
+from actors.wire import ENDED, REQUEST, Undecodable
 from actors.worker import Version
 from isolates.conversation import ConversationLost, ResponseHead
 from isolates.isolate import Finished, StartFailed
@@ -58,8 +58,6 @@ from tracing.wire import encode_spans
 _log = logging.getLogger("everwarm.host")
 
 _UNMEASURED = Cost(0.0, 0)
-#: Workers in one report: a frame holds 1 MiB, and each of these less than 100 bytes.
-_REPORTED_AT_ONCE = 8_192
 #: Until another connection is taken after one that could not be.
 _ACCEPT_AGAIN_S = 0.05
 
@@ -128,7 +126,7 @@ class IsolateHost:
         self.name = name
         self.server = server
         self._path = socket_path
-        self._tell_server = tell_server
+        self._news = HostNews(server, tell_server)
         self._egress_socket = egress_socket
         self._limits = limits or HostLimits()
         self._living = Living(code_directory, self._limits.mapped_code, server_socket)
@@ -146,7 +144,6 @@ class IsolateHost:
             self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
         )
         self._counts = HostCounts()
-        self._live = LiveSwitch()
         self._inner = InnerCalls(self, self._ids)
         self._leases = None if server_socket is None else LeaseLine(server_socket, socket_path, self._inner.leases)
         self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
@@ -272,8 +269,7 @@ class IsolateHost:
                 elif kind is Frame.NOTICE:
                     self.drop_version(payload.decode())
                 elif kind is Frame.LIVE:
-                    with self._lock:
-                        self._live.set(WATCHED.decode(payload), time.monotonic())
+                    self._news.watched(payload)
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
         except (LinkBroken, ConversationLost):
             pass  # the client went away, which is how a link ends
@@ -299,7 +295,7 @@ class IsolateHost:
                     at_home=request.at_home, expected=self._expected(request),
                 )  # fmt: skip
         if not decisions:
-            self._tell_server(Frame.NOTICE, f"unstarted {request.version}".encode())
+            self._news.unstarted(request.version)
         self._carry_out(decisions, Recipe.of(request))
 
     def _expected(self, request: Request) -> int:
@@ -345,10 +341,7 @@ class IsolateHost:
         with self._lock:
             asked, self._asked = self._asked, {}
             load = self._load()
-        workers, budget_bytes = list(asked), self._residency.limits.memory_bytes_max
-        for i in range(0, max(1, len(workers)), _REPORTED_AT_ONCE):
-            page = {worker: asked[worker] for worker in workers[i : i + _REPORTED_AT_ONCE]}
-            self._tell_server(Frame.HEAT, HEAT.encode(HeatReport(str(self._path), load, page, budget_bytes)))
+        self._news.heat(self._path, load, asked, self._residency.limits.memory_bytes_max)
 
     def _load(self) -> Load:
         """How busy this host is. Under the lock."""
@@ -487,19 +480,19 @@ class IsolateHost:
             finished.outcome, finished.reason, usage.cpu_ms, usage.wall_ms, self.server, start_type.value,
             taken.queue_ms, subrequests=finished.subrequests, called=called,
         )  # fmt: skip
-        if self._is_heard(request):
+        if self._news.is_heard(request):
             lines = (Line(line.at_ns // 1_000_000, line.stream, line.text) for line in finished.logs)
             ending = ending_of(
                 request, ended, at_ms=began_ns // 1_000_000, status=conversation.status, cold_cause=taken.cause,
                 lines=lines,
             )  # fmt: skip
-            self._tell_over(request, ending, handler_id)
+            self._news.stage_over(request, ending, handler_id)
         cpu_us = int(ended.cpu_ms * 1_000)
         stage.over(cpu_us)
         if stage.handed or (egress is not None and egress.used):
             # What a guest used is in the books of its stage, which were here if what was left of them was handed over.
             cpu_us = 0 if stage.handed else cpu_us
-            self._tell_server(Frame.NOTICE, f"over {handler_id} {cpu_us}".encode())
+            self._news.calls_nobody(handler_id, cpu_us)
         return ended
 
     def _keeps_out(self, version: str) -> bool:
@@ -543,7 +536,7 @@ class IsolateHost:
 
     def tell_spans(self, edge: str, spans: list[Span]) -> None:
         """Spans of a stage that was over after the root of its tree, for the server where that came in."""
-        self._tell_server(Frame.LATE_SPANS, edge.encode() + b"\0" + encode_spans(spans))
+        self._news.late_spans(edge, encode_spans(spans))
 
     def _egress_of(self, request: Request, stage: InnerStage) -> HostEgress | None:
         """The way out of one request, which begins now."""
@@ -566,22 +559,6 @@ class IsolateHost:
             shorter=stage,
         )
 
-    def _is_heard(self, request: Request) -> bool:
-        """Whether a tail worker hears of this stage, or somebody watches its worker."""
-        report = request.report_traces
-        return (report is not None and report.is_wanted) or self._live.is_on(request.worker)
-
-    def _tell_over(self, request: Request, ending: Ending, handler: str = "") -> None:
-        """Tell the Server that a stage is over: before it is told that the stage calls nobody more."""
-        over = stage_over(request, ending, self.server, handler=handler)
-        if over is not None:
-            self._tell_server(Frame.STAGE, STAGE_OVER.encode(over))
-        if self._live.is_on(request.worker):
-            with self._lock:
-                missed = self._live.take(time.monotonic())
-            if missed is not None:
-                self._tell_server(Frame.LIVE, LIVE_EVENT.encode(live_event(request, ending, self.server, missed)))
-
     def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:
         assert isinstance(why, StartFailed)
         now_ns = time.time_ns()
@@ -592,8 +569,8 @@ class IsolateHost:
         self._end_unrun(link, request, Ended(why.outcome, why.reason), recorder)
 
     def _end_unrun(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder) -> None:
-        if self._is_heard(request):
-            self._tell_over(request, ending_of(request, ended, at_ms=time.time_ns() // 1_000_000))
+        if self._news.is_heard(request):
+            self._news.stage_over(request, ending_of(request, ended, at_ms=time.time_ns() // 1_000_000))
         self._end(link, request, ended, recorder)
 
     def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
@@ -609,7 +586,7 @@ class IsolateHost:
             link.send(held + frame(Frame.ENDED, ENDED.encode(last)))
         except LinkBroken:
             # Whoever asked has left, and with it the way that spans go. They belong into the trace all the same.
-            self._tell_server(Frame.LATE_SPANS, request.edge.encode() + b"\0" + last.spans[0])
+            self._news.late_spans(request.edge, last.spans[0])
             raise
 
     def _note(self, request: Request, ended: Ended) -> None:
@@ -641,8 +618,8 @@ class IsolateHost:
         one of which starts an isolate and one closes another, the last to speak is right about both."""
         with self._telling:
             with self._lock:
-                word = "warm" if self._residency.is_warm(version) else "cold"
-            self._tell_server(Frame.NOTICE, f"{word} {version}".encode())
+                is_warm = self._residency.is_warm(version)
+            self._news.warmth(version, is_warm=is_warm)
 
     def _give_up(self, ticket: _Ticket, version: str) -> bool:
         with self._lock:

@@ -55,7 +55,7 @@ async def watching(cluster: CompleteServers, worker: str, which: LiveFilter = EV
 
 async def hosts_know(cluster: CompleteServers, worker: str, *, is_on: bool) -> None:
     async def known() -> bool:
-        return all(machine.host._live.is_on(worker) is is_on for machine in cluster.machines)
+        return all(machine.host._news._live.is_on(worker) is is_on for machine in cluster.machines)
 
     await wait_until(known, f"hosts know that {worker} is watched: {is_on}")
 
@@ -163,7 +163,7 @@ def test_a_server_that_is_away_is_said_once_and_the_others_are_read(play: Callab
         assert away.server == "server-2"
 
         async def known() -> bool:
-            return cluster[1].host._live.is_on(hello)
+            return cluster[1].host._news._live.is_on(hello)
 
         await wait_until(known, "the host knows")
         await cluster[1].ask(request(hello))
