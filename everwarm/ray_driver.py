@@ -24,6 +24,8 @@ from everwarm.roles import CONTROL, STANDBY_ROLE
 NAMESPACE = "everwarm"
 #: Where Ray's head keeps the names of processes that took over a role: they have others than the first had.
 _KEYS = b"everwarm"
+#: Until Ray has heard that processes are gone which it was told to end.
+_ENDED_S_MAX = 10.0
 #: The ControlPlane's process answers at once; a head that is gone never does.
 _SAID_S_MAX = 10.0
 #: Until Ray has heard that processes are gone which it was told to end.

@@ -142,7 +142,7 @@ def coming_and_going(machines: Machines, client: Client) -> dict[str, object]:
     facts: dict[str, object] = {}
     machines.start(4)
     facts["joined_after_s"] = seconds_until(lambda: in_ring(4))
-    facts["joined_serves_after_s"] = seconds_until(lambda: fetched(machines, 4).startswith("hello"))
+    facts["joined_serves_after_s"] = seconds_until(lambda: fetched(machines, 4).startswith("hello") and known(4))
     facts["removed"] = machines.run(1, "servers", "remove", name(4), "--json")
     facts["called_back"] = machines.run(2, "servers", "add", "--json")
     facts["removed_wrong"] = machines.run(2, "servers", "remove", name(9))
