@@ -14,9 +14,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 import ray.exceptions
 
-#: Until a new process is ready, on a machine whose cores are taken; and until one that was says that it still is.
+#: Until a new process is ready, on a machine whose cores are taken; and until one that was says that it still is: one
+#: that died is known at once, and one that is slow is quicker than a new one.
 _READY_S_MAX = 120.0
-_THERE_S_MAX = 1.0
+_THERE_S_MAX = 5.0
 
 
 class Located(Protocol):
