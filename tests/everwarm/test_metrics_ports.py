@@ -10,8 +10,13 @@ from actors.peer import LocalPeers
 from everwarm.roles import ClusterConfig, World, _egress_policy
 
 
+async def _nobody(payload: bytes) -> bytes:
+    """Shares nothing: no role is started."""
+    return payload
+
+
 def world(config: ClusterConfig, edge_port: int) -> World:
-    return World(config, "server", "server-1", LocalPeers(), Path(config.home), edge_port)
+    return World(config, "server", "server-1", LocalPeers(), Path(config.home), edge_port, _nobody)
 
 
 @pytest.mark.parametrize(

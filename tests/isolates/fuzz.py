@@ -21,6 +21,7 @@ from typing import Any
 from wasmtime import Module, WasmtimeError, wat2wasm
 from wasmtime.component import Component
 
+from actors.store_file import StoreFile
 from isolates import abi
 from isolates.artifact import Mapped
 from isolates.brevity import Brevity
@@ -32,6 +33,7 @@ from isolates.engine import Sandbox
 from isolates.isolate import Finished, Isolate, StartFailed
 from isolates.limits import MIB, IsolateLimits, Verdict
 from isolates.outcome import Outcome
+from isolates.stores import StoreAsked, StoreTold
 from tests.isolates.fuzz_component import Program
 from tests.isolates.fuzz_world import RecordedWorld
 from tests.scripted_conversation import ScriptedConversation
@@ -221,11 +223,23 @@ class DicedEgress:
         return self.opened[-1]
 
 
+class OneStore:
+    """The same key-value store under each name: dice find no other."""
+
+    def __init__(self, file: StoreFile) -> None:
+        self._file = file
+
+    def begin(self, store: str, asked: StoreAsked) -> StoreTold:
+        return self._file.carry_out("store", asked)
+
+
 class Fuzz:
     """Runs seeds, and counts what they came to."""
 
     def __init__(self, folder: Path, world: type[RecordedWorld] = RecordedWorld) -> None:
         self._folder = folder
+        self._file = StoreFile(folder / "stores.sqlite")
+        self._stores = OneStore(self._file)
         self._box = Sandbox(world.made)
         assert isinstance(self._box.world, RecordedWorld)
         self.world = self._box.world
@@ -233,6 +247,10 @@ class Fuzz:
         #: How often each host function was called, by guests that did not fail to start.
         self.host_calls = 0
         self.traps: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """No more seeds."""
+        self._file.close()
 
     def program(self, seed: int) -> Program:
         return Program(self.world, seed)
@@ -280,7 +298,7 @@ class Fuzz:
             connections_max=dice.choice([1, 6]),
         )
         before = set(abi.GUESTS)
-        isolate = Isolate.start(self._box, mapped, limits, dice.randbytes)
+        isolate = Isolate.start(self._box, mapped, limits, dice.randbytes, stores=self._stores)
         if isinstance(isolate, StartFailed):
             self._ended(f"start: {isolate.outcome}", isolate.outcome, isolate.reason, None)
         else:
@@ -364,6 +382,7 @@ def main(arguments: list[str]) -> int:
                 print(f"again: python -m tests.isolates.fuzz --seed {seed}", flush=True)
                 raise
             faulthandler.cancel_dump_traceback_later()
+        fuzz.close()
     gc.collect()
     left = _descriptors() - descriptors
     if left:

@@ -116,7 +116,9 @@ def _imports(world: RecordedWorld, used: Iterable[Function]) -> str:
         for function in functions:
             imported.function(function)
         where = f"${_id(interface)}"
-        text.append(f'(import "{interface.partition("@")[0]}@0.2.3" (instance {where} {" ".join(imported.lines)}))')
+        name, _, version = interface.partition("@")
+        asked = version if "-" in version else "0.2.3"  # drafts are no versions of each other
+        text.append(f'(import "{name}@{asked}" (instance {where} {" ".join(imported.lines)}))')
         for name in (*own, *named):
             declared[name] = f"{where}.{name}"
             text.append(f'(alias export {where} "{name}" (type {where}.{name}))')
