@@ -14,6 +14,7 @@ import ray
 import ray.exceptions
 import ray.util
 from ray._private import ray_constants, services, state
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
 
@@ -45,10 +46,17 @@ def _stay_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+def _keep_quiet() -> None:
+    """Ray prints to every driver's stdout what it notices of nodes and workers, which has no place in a JSON document.
+    Drivers that stop in a debugger have this switch."""
+    ray_worker._worker_logs_enabled = False
+
+
 def start_ray() -> None:
     """Start a Ray of our own on this machine, on loopback, which ends with this process."""
     _read_environment()
     _stay_on_loopback()
+    _keep_quiet()
     ray.init(
         address="local",
         include_dashboard=False,
@@ -71,6 +79,7 @@ def join_ray(address: str) -> bool:
         address = services.canonicalize_bootstrap_address_or_die("auto")
     if address.startswith("127."):
         _stay_on_loopback()
+    _keep_quiet()
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     return True
 

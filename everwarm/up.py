@@ -278,6 +278,8 @@ def _end_killed(home: Home) -> bool:
     """End what is left of a cluster whose own process was killed. Whether something was."""
     killed = home.last_running()
     left = {process for process in killed.processes if _is(process)} if killed is not None else set()
+    for pid, _ in list(left):
+        left |= _descendants(pid)  # what was being started when it was killed
     _end_leftovers(left)
     detached = _end_detached(home, killed.ray_address) if killed is not None and killed.on_nodes else 0
     home.clear_running()
