@@ -133,7 +133,11 @@ class ViewKeeper:
             self._remember(old)
             self._listener.on_deployed(plain["worker"], old, deployed)
         else:
-            await self.sync()
+            try:
+                await self.sync()
+            except (PeerLost, PeerFailed) as away:
+                # Whoever told this is gone by now. The next beat that is answered says that there is more to know.
+                _log.info("what was missed is not known yet: %s", away)
         return b""
 
     def _remember(self, old: Deployed | None) -> None:

@@ -64,13 +64,28 @@ def test_a_sync_that_failed_contents_nobody() -> None:
         control, peers = Control(), LocalPeers()
         keeper = ViewKeeper(peers, Nobody())
         control.go.set()
-        change = encode_plain({"seq": 9, "worker": "w", "deployed": None})
-        failed, second = asyncio.create_task(keeper.apply_change(change)), asyncio.create_task(keeper.sync())
+        failed, second = asyncio.create_task(keeper.sync()), asyncio.create_task(keeper.sync())
         await asyncio.gather(failed, second, return_exceptions=True)
         assert failed.exception() is not None
         assert second.exception() is not None
         peers.known["control"] = control
         await keeper.sync()
         assert keeper.view.seq == 9
+
+    asyncio.run(scenario())
+
+
+def test_a_change_after_a_missed_one_is_heard_although_nobody_can_be_asked() -> None:
+    """The ControlPlane told it and died: that is no failure of this call, and the next beat finds out."""
+
+    async def scenario() -> None:
+        listener, peers = Nobody(), LocalPeers()
+        keeper = ViewKeeper(peers, listener)
+        assert await keeper.apply_change(encode_plain({"seq": 9, "worker": "w", "deployed": None})) == b""
+        assert (keeper.view.seq, listener.synced) == (0, 0)
+        peers.known["control"] = control = Control()
+        control.go.set()
+        await keeper.sync()
+        assert (keeper.view.seq, listener.synced) == (9, 1)
 
     asyncio.run(scenario())
