@@ -278,9 +278,15 @@ def _end_killed(home: Home) -> bool:
     """End what is left of a cluster whose own process was killed. Whether something was."""
     killed = home.last_running()
     left = {process for process in killed.processes if _is(process)} if killed is not None else set()
+    # Stopped first: whoever sees its processes go would start others in their place, and nobody would know of these.
     for pid, _ in list(left):
-        left |= _descendants(pid)  # what was being started when it was killed
-    _end_leftovers(left)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    for pid, _ in list(left):
+        left |= _descendants(pid)
+    if killed is not None and not killed.on_nodes:
+        left |= _orphans_of(home)
+    _end_leftovers(left, asked_first=False)
     detached = _end_detached(home, killed.ray_address) if killed is not None and killed.on_nodes else 0
     home.clear_running()
     return bool(left or detached)
@@ -321,9 +327,25 @@ def _descendants(pid: int) -> set[tuple[int, str]]:
     return found
 
 
-def _end_leftovers(processes: set[tuple[int, str]]) -> None:
+def _orphans_of(home: Home) -> set[tuple[int, str]]:
+    """Ray's workers of this state directory whose Ray is gone: one that was just beginning when it died waits for it
+    for a minute."""
+    found: set[tuple[int, str]] = set()
+    mark = f"EVERWARM_HOME={home.directory}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                is_worker = b"ray/_private/workers/default_worker.py" in (entry / "cmdline").read_bytes()
+                if is_worker and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if b"raylet" not in Path(f"/proc/{fields[1]}/cmdline").read_bytes():
+                        found.add((int(entry.name), fields[19]))
+    return found
+
+
+def _end_leftovers(processes: set[tuple[int, str]], *, asked_first: bool = True) -> None:
     """End those of ``processes`` that still run: asked first, then made to."""
-    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+    for number, wait_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))[not asked_first :]:
         until_s = time.monotonic() + wait_s
         left = {p for p in processes if _is(p)}
         for pid, _ in left:
