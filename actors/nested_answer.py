@@ -186,10 +186,10 @@ class NestedAnswer:
 
     def _note(self, ended: Ended) -> None:
         """How the call ended, for the tails that hear of its caller."""
-        report, head = self._request.report_traces, self._request.head
+        report = self._request.report_traces
         if report is not None:
             status = None if self._served is None else self._served.status
-            ending, ran = seen_of(ended, head.method, f"{head.scheme}://{head.authority}{head.path}", status)
+            ending, ran = seen_of(ended, self._request.head, status)
             self.stage.made[self._call.context.stage] = StageCall(report.stage, ending, ran)
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from msgspec import Struct
 
-from actors.exchange import Ended, Outcome, ReportTraces, Request
-from actors.stage_report import Ending, Line, Stage
+from actors.exchange import Ended, Outcome, ReportTraces, Request, RequestHead
+from actors.stage_report import Ending, Line
 from actors.wire import Codec
 
 #: A stage may write 256 KiB (semantics, section 1), so that a frame has room for it.
@@ -35,7 +35,7 @@ def stage_over(request: Request, ending: Ending, machine: str, *, handler: str =
     report = request.report_traces
     if report is None or not report.is_wanted:
         return None
-    stage = ran_on(report.stage, machine, run=len(request.lost_with))
+    stage = replace(report.stage, machine=machine, run=len(request.lost_with))
     return StageOver(ReportTraces(stage, report.to), ending, handler)
 
 
@@ -52,20 +52,15 @@ def ending_of(
     head = request.head
     ending = Ending(
         ended.outcome, ended.cpu_ms, ended.wall_ms, ended.start_type, cold_cause, at_ms, head.method,
-        f"{head.scheme}://{head.authority}{head.path}", status, exception_of(ended), tuple(lines),
+        head.url, status, exception_of(ended), tuple(lines),
     )  # fmt: skip
     return ending.cut(LOG_BYTES_MAX)
 
 
-def ran_on(stage: Stage, machine: str, *, run: int) -> Stage:
-    """A stage as whoever ran it knows it."""
-    return replace(stage, machine=machine, run=run)
-
-
-def seen_of(ended: Ended, method: str, url: str, status: int | None) -> tuple[Ending, bool]:
+def seen_of(ended: Ended, head: RequestHead, status: int | None) -> tuple[Ending, bool]:
     """How a call ended for its caller, and whether a guest was reached that has its own word."""
     ending = Ending(
-        ended.outcome, ended.cpu_ms, ended.wall_ms, ended.start_type, method=method, url=url, status=status,
+        ended.outcome, ended.cpu_ms, ended.wall_ms, ended.start_type, method=head.method, url=head.url, status=status,
         exception=exception_of(ended),
     )  # fmt: skip
     return ending, bool(ended.server) or ended.outcome in (Outcome.HOME_LOST, Outcome.CANCELED)

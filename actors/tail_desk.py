@@ -134,8 +134,7 @@ class TailDesk:
         self._counts["trees"] += 1
 
         def over(ended: Ended, status: int | None) -> None:
-            head = request.head
-            ending, ran = seen_of(ended, head.method, f"{head.scheme}://{head.authority}{head.path}", status)
+            ending, ran = seen_of(ended, request.head, status)
             self._flows.answered(opened.key, ending, ran, _now_s())
 
         return replace(request, report_traces=ReportTraces(stage, opened)), Root(over)

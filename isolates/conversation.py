@@ -30,6 +30,11 @@ class RequestHead:
     path: str
     headers: FieldItems = ()
 
+    @property
+    def url(self) -> str:
+        """The whole of it, secrets in the query included."""
+        return f"{self.scheme}://{self.authority}{self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
