@@ -158,6 +158,9 @@ class NestedCalls:
         if answer is None:
             return b""
         extra = answer.more(asked.what)
+        if isinstance(extra, Exceeded):
+            await answer.stage.wait_settled()
+            extra = answer.more(asked.what)
         if isinstance(extra, Exceeded) and await self._has_more(answer.stage, asked.what):
             extra = answer.more(asked.what)
         return b"" if isinstance(extra, Exceeded) else _ENCODER.encode(extra)
@@ -169,6 +172,9 @@ class NestedCalls:
         self.counts["asked_for_more"] += 1
         if isinstance(stage.caller, HandedCall):
             extra = stage.caller.more(what)
+            if isinstance(extra, Exceeded):
+                await stage.caller.caller.wait_settled()
+                extra = stage.caller.more(what)
             if isinstance(extra, Exceeded) and await self._has_more(stage.caller.caller, what):
                 extra = stage.caller.more(what)
             if isinstance(extra, Exceeded):
@@ -207,6 +213,9 @@ class NestedCalls:
         aim = stage.calls.aim(asked.head.authority)
         if isinstance(aim, World):
             refused = stage.calls.out()
+            if refused is not None and refused.exceeded:
+                await stage.wait_settled()
+                refused = stage.calls.out()
             if refused is not None and refused.exceeded and await self._has_more(stage, refused.exceeded):
                 refused = stage.calls.out()
             if refused is not None:

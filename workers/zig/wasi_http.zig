@@ -286,6 +286,17 @@ pub const Fetch = struct {
         connect_timeout_ms: ?u64 = null,
         first_byte_timeout_ms: ?u64 = null,
         between_bytes_timeout_ms: ?u64 = null,
+
+        /// `request-options`, or null when none of them is asked for.
+        fn timeouts(self: Options) ?i32 {
+            if (self.connect_timeout_ms == null and self.first_byte_timeout_ms == null and
+                self.between_bytes_timeout_ms == null) return null;
+            const wishes = abi.@"[constructor]request-options"();
+            setTimeout(abi.@"[method]request-options.set-connect-timeout", wishes, self.connect_timeout_ms);
+            setTimeout(abi.@"[method]request-options.set-first-byte-timeout", wishes, self.first_byte_timeout_ms);
+            setTimeout(abi.@"[method]request-options.set-between-bytes-timeout", wishes, self.between_bytes_timeout_ms);
+            return wishes;
+        }
     };
 
     /// Begins the request. Failed: `last_error_code` says why.
@@ -304,26 +315,25 @@ pub const Fetch = struct {
         var sent = false;
         defer if (!sent) abi.@"[resource-drop]outgoing-request"(request);
         const a, const p = .{ url.authority, url.path };
-        if (abi.@"[method]outgoing-request.set-method"(request, @intFromEnum(options.method), 0, 0) != 0 or
+        // What a new request already is, GET without time limits, is not said again.
+        if ((options.method != .get and
+            abi.@"[method]outgoing-request.set-method"(request, @intFromEnum(options.method), 0, 0) != 0) or
             abi.@"[method]outgoing-request.set-scheme"(request, 1, @intFromBool(url.tls), 0, 0) != 0 or
             abi.@"[method]outgoing-request.set-authority"(request, 1, a.ptr, a.len) != 0 or
             abi.@"[method]outgoing-request.set-path-with-query"(request, 1, p.ptr, p.len) != 0) return error.Rejected;
-        const wishes = abi.@"[constructor]request-options"();
-        setTimeout(abi.@"[method]request-options.set-connect-timeout", wishes, options.connect_timeout_ms);
-        setTimeout(abi.@"[method]request-options.set-first-byte-timeout", wishes, options.first_byte_timeout_ms);
-        setTimeout(abi.@"[method]request-options.set-between-bytes-timeout", wishes, options.between_bytes_timeout_ms);
+        const wishes = options.timeouts();
 
         var fetch = Fetch{ .future = 0, .outgoing = null, .stream = 0 };
         if (options.body) {
             fetch.outgoing = abi.handleOf(abi.@"[method]outgoing-request.body", request) catch |failure| {
-                abi.@"[resource-drop]request-options"(wishes);
+                if (wishes) |given| abi.@"[resource-drop]request-options"(given);
                 return failure;
             };
             fetch.stream = abi.handleOf(abi.@"[method]outgoing-body.write", fetch.outgoing.?) catch @trap();
         }
         sent = true; // handed over, whatever comes of it
         var result: abi.HandledResult = undefined;
-        abi.handle(request, 1, wishes, &result);
+        abi.handle(request, @intFromBool(wishes != null), wishes orelse 0, &result);
         if (result.case == 0) {
             fetch.future = result.payload.handle;
             return fetch;
@@ -393,8 +403,8 @@ pub const Fetch = struct {
     /// Waits for the answer.
     pub fn wait(self: Fetch) FetchError!Answer {
         while (true) {
-            if (try self.answer()) |here| return here;
             self.subscribe().block();
+            if (try self.answer()) |here| return here;
         }
     }
 

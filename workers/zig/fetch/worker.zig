@@ -58,12 +58,35 @@ fn why(failure: http.FetchError) []const u8 {
 
 /// The request's body to the origin and the answer to the client, both as they come.
 fn through(request: *http.Request, response: *http.Response, url: []const u8) http.FetchError!void {
-    const uploads = request.method == .post or request.method == .put or request.method == .patch;
-    var fetch = begin(request, url, uploads) catch |failure|
+    if (request.method == .post or request.method == .put or request.method == .patch)
+        return exchange(request, response, url);
+    var fetch = begin(request, url, false) catch |failure|
+        return response.text(502, "{s}\n", .{why(failure)});
+    defer fetch.close();
+    const came = fetch.wait() catch |failure| return response.text(502, "{s}\n", .{why(failure)});
+    defer came.close();
+    try beginAs(response, came);
+    const coming = try came.body();
+    defer coming.close();
+    while (coming.read() catch |failure| {
+        try response.print("\n{s}\n", .{http.errorCodeName()});
+        return failure;
+    }) |chunk| try response.write(chunk);
+}
+
+/// The head of an answer like the one that came.
+fn beginAs(response: *http.Response, came: http.Answer) http.FetchError!void {
+    try response.header("content-type", came.header("content-type") orelse "application/octet-stream");
+    try response.begin(came.status());
+}
+
+/// Both ways at once: an origin may answer while it still reads.
+fn exchange(request: *http.Request, response: *http.Response, url: []const u8) http.FetchError!void {
+    var fetch = begin(request, url, true) catch |failure|
         return response.text(502, "{s}\n", .{why(failure)});
     defer fetch.close();
     const body = try request.body();
-    var uploading = uploads;
+    var uploading = true;
     defer body.close();
 
     const came = while (true) {
@@ -76,8 +99,7 @@ fn through(request: *http.Request, response: *http.Response, url: []const u8) ht
         if (uploading) _ = http.waitAny(&.{ fetch.subscribe(), try nextOf(fetch, body) });
     };
     defer came.close();
-    try response.header("content-type", came.header("content-type") orelse "application/octet-stream");
-    try response.begin(came.status());
+    try beginAs(response, came);
     const coming = try came.body();
     defer coming.close();
     while (true) {
@@ -170,7 +192,13 @@ fn oneAfterTheOther(request: *http.Request, response: *http.Response, url: []con
         defer fetch.close();
         const answer = fetch.wait() catch |failure|
             return response.text(200, "{d} {s}\n", .{ done, why(failure) });
-        answer.close();
+        defer answer.close();
+        // One that is let go of early is cancelled, and then nobody knows what it has used.
+        const body = try answer.body();
+        defer body.close();
+        while (body.read() catch |failure|
+            return response.text(200, "{d} {s}\n", .{ done, why(failure) })) |_|
+        {}
     }
     try response.text(200, "{d}\n", .{done});
 }
