@@ -13,6 +13,9 @@ may have died in the middle.
 import mmap
 import os
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -108,6 +111,19 @@ class CrashTable:
     def remove(self) -> None:
         """The host stops in order: nobody is to find anything. What still runs may go on writing."""
         self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_down(
+    table: CrashTable | None, phase: Phase, version: str, worker: str = "", request_id: str = ""
+) -> Iterator[None]:
+    """What is done within may be the end of this process, and stands in the table meanwhile, if there is one."""
+    slot = -1 if table is None else table.begin(phase, time.time_ns() // 1_000_000, version, worker, request_id)
+    try:
+        yield
+    finally:
+        if table is not None:
+            table.end(slot)
 
 
 def left_behind(path: Path) -> LeftBehind | None:

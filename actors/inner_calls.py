@@ -33,8 +33,8 @@ from actors.crew import Crew
 from actors.exchange import Ended, Request
 from actors.inner_call import InnerConversation
 from actors.inner_leases import InnerLeases
-from actors.inner_stage import InnerStage, Taken
-from actors.worker import Version
+from actors.inner_stage import InnerStage
+from actors.isolate_desk import IsolateDesk, Taken
 from tracing.recorder import Recorder
 from tracing.trace import Span
 
@@ -52,20 +52,14 @@ class InnerLimits:
 
 
 class House(Protocol):
-    """What it needs of its host."""
+    """What it needs of its host, beside the desk."""
 
     server: str
-
-    def take_warm(self, version: Version, *, at_home: bool) -> Taken | None:
-        """An idle isolate; None when there is none right now. Given back with ``run_inner`` or ``put_back``."""
-
-    def put_back(self, taken: Taken, version: Version) -> None:
-        """Nothing ran on it."""
 
     def run_inner(
         self, conversation: InnerConversation, request: Request, taken: Taken, recorder: Recorder, stage: "InnerStage"
     ) -> Ended:
-        """Run a request on it, on the calling thread."""
+        """Run a request on an isolate, on the calling thread, and give that back."""
 
     def tell_spans(self, edge: str, spans: list[Span]) -> None:
         """Send the Server spans of a tree whose request came in at the server ``edge``."""
@@ -74,8 +68,11 @@ class House(Protocol):
 class InnerCalls:
     """The calls within one host."""
 
-    def __init__(self, house: House, ids: Callable[[int], bytes], limits: InnerLimits | None = None) -> None:
+    def __init__(
+        self, house: House, desk: IsolateDesk, ids: Callable[[int], bytes], limits: InnerLimits | None = None
+    ) -> None:
         self.house = house
+        self.desk = desk
         self.ids = ids
         self._limits = limits or InnerLimits()
         self.leases = InnerLeases(self._limits.leases_max)

@@ -8,7 +8,6 @@ A stage is over when its guest is and all that it called; then its caller gets b
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actors.bindings import NOTHING_BOUND
@@ -19,6 +18,7 @@ from actors.exchange import Ended, Outcome, Request, RequestHead, Served, StartT
 from actors.handed_books import Handed
 from actors.inner_call import InnerCall, InnerOutgoing
 from actors.inner_leases import InnerLease, Plan
+from actors.isolate_desk import Taken
 from actors.nested_answer import status_for_caller
 from actors.nested_calls import within
 from actors.stage import is_error, root_attributes
@@ -34,16 +34,6 @@ if TYPE_CHECKING:
 
 #: The longest that a guest waits for what comes back of callees that have answered and still run.
 _LAST_WORD_S_MAX = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """An isolate that is somebody's for one request. ``cause``: of its cold start, if it was started for this one."""
-
-    number: int
-    start_type: StartType
-    cause: str = ""
-    queue_ms: float = 0.0
 
 
 class InnerStage:
@@ -112,7 +102,7 @@ class InnerStage:
             taken: Taken | None = None
             called: InnerOutgoing | None = None
             try:
-                taken = house.take_warm(lease.version, at_home=lease.at_home)
+                taken = inner.desk.take_warm(lease.version, at_home=lease.at_home)
                 if taken is not None:
                     recorder = Recorder.under(self.traceparent, house.server, Role.ISOLATE_HOST, inner.ids)
                     callee = Callee(recorder.new_id(), aim, head, lease)
@@ -128,7 +118,7 @@ class InnerStage:
                 if called is None:
                     inner.ended(self._request.worker)
                     if taken is not None:
-                        house.put_back(taken, lease.version)
+                        inner.desk.put_back(taken, lease.version)
             return called
 
     def _begun(self) -> StageCalls | ErrorCode | None:

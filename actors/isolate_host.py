@@ -1,8 +1,7 @@
 """IsolateHost: a process of isolates. It listens on a Unix socket, with a thread per connection.
 
-A thread reads a request, asks ``residency`` for an isolate, runs the guest on itself, and says how it ended.
-``residency`` is asked under one lock and decides; starting, running and closing isolates happens outside the lock.
-A thread that must wait for an isolate waits on its own ticket.
+A thread reads a request, takes an isolate from the ``IsolateDesk``, runs the guest on itself, gives the isolate back,
+and says how it ended. ``HostWatch`` counts along, and looks at the process itself twice a second.
 
 Nothing a guest does ends this process on purpose; when the engine itself crashes, it is this process alone.
 """
@@ -23,30 +22,25 @@ from msgspec.structs import replace
 
 from actors.connection import Frame, LinkBroken, frame
 from actors.crash_reports import Quarantine
-from actors.crash_table import CrashTable, Phase
-from actors.decision import Close, Decision, Fail, Shed, Start, Use
+from actors.crash_table import CrashTable, Phase, written_down
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
-from actors.exchange import ColdCause, Ended, Load, Request, Served, StartType
-from actors.handover import first_request
+from actors.exchange import Ended, Request, Served, StartType
 from actors.host_choice import says_started
 from actors.host_conversation import HostConversation, LinkSocket
-from actors.host_counts import HostCounts
-from actors.host_gauge import Filled, GaugeLimits, HostGauge
+from actors.host_gauge import Filled
 from actors.host_news import HostNews
+from actors.host_watch import HostWatch, WatchLimits
 from actors.inner_call import InnerConversation
 from actors.inner_calls import InnerCalls
-from actors.inner_stage import InnerStage, Taken
+from actors.inner_stage import InnerStage
+from actors.isolate_desk import DeskLimits, IsolateDesk, Taken
 from actors.lease_line import LeaseLine
-from actors.living import Living
-from actors.mapped_code import MappedCodeLimits
-from actors.past_starts import Cost
-from actors.residency import Residency, ResidencyLimits
+from actors.residency import ResidencyLimits
 from actors.stage_over import ending_of
 from actors.stage_report import Line
-from actors.starts_ahead import Recipe, StartsAhead
+from actors.starts_ahead import Recipe
 from actors.wire import ENDED, REQUEST, Undecodable
-from actors.worker import Version
 from isolates.conversation import ConversationLost, ResponseHead
 from isolates.isolate import Finished, StartFailed
 from isolates.limits import Verdict
@@ -57,7 +51,6 @@ from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.host")
 
-_UNMEASURED = Cost(0.0, 0)
 #: Until another connection is taken after one that could not be.
 _ACCEPT_AGAIN_S = 0.05
 
@@ -71,34 +64,8 @@ class HostLimits:
     connections_max: int = 512
     #: Wasm frames run on the thread's stack (512 KiB at most), Python's host functions on top of them.
     thread_stack_bytes: int = 2 << 20
-    #: The longest a request waits in line for an isolate.
-    queue_s_max: float = 10.0
-    #: Threads that start isolates ahead of requests. Two: a prewarm must not take the cores from what runs.
-    prewarm_threads: int = 2
-    prewarm_queue_max: int = 256
-    #: How often the host measures its memory, and looks for isolates that were unused for too long.
-    pressure_every_s: float = 0.5
-    #: How far ahead a rate of requests tells anything: the horizon of the slower of the two averages in ``heat``.
-    foreseen_s: float = 600.0
-    mapped_code: MappedCodeLimits = field(default_factory=MappedCodeLimits)
-    gauge: GaugeLimits = field(default_factory=GaugeLimits)
-
-
-class _Ticket:
-    """One request's place in line; it gets one decision."""
-
-    __slots__ = ("_given", "decision")
-
-    def __init__(self) -> None:
-        self._given = threading.Event()
-        self.decision: Use | Start | Fail | Shed | None = None
-
-    def give(self, decision: Use | Start | Fail | Shed) -> None:
-        self.decision = decision
-        self._given.set()
-
-    def wait(self, timeout_s: float) -> bool:
-        return self._given.wait(timeout_s)
+    desk: DeskLimits = field(default_factory=DeskLimits)
+    watch: WatchLimits = field(default_factory=WatchLimits)
 
 
 class IsolateHost:
@@ -129,26 +96,32 @@ class IsolateHost:
         self._news = HostNews(server, tell_server)
         self._egress_socket = egress_socket
         self._limits = limits or HostLimits()
-        self._living = Living(code_directory, self._limits.mapped_code, server_socket)
         # Ids of spans need to be different, not secret; the system's source costs a system call and the GIL.
         self._ids = random.Random(secrets.randbits(128)).randbytes
         self._lock = threading.Lock()
-        self._telling = threading.Lock()  # taken before the other one
-        self._residency = Residency(residency_limits or ResidencyLimits())
-        self._gauge = HostGauge(len(os.sched_getaffinity(0)), self._limits.gauge)
         self._links: set[LinkSocket] = set()
-        self._running = 0
-        self._queue_ms = 0.0
-        self._memory_bytes = 0
-        self._ahead = StartsAhead(
-            self._start_ahead, threads=self._limits.prewarm_threads, prewarms_max=self._limits.prewarm_queue_max
+        self.desk = IsolateDesk(
+            code_directory,
+            self._news,
+            server_socket=server_socket,
+            residency_limits=residency_limits,
+            limits=self._limits.desk,
+            table=table,
+            quarantine=quarantine,
         )
-        self._counts = HostCounts()
-        self._inner = InnerCalls(self, self._ids)
+        self.watch = HostWatch(
+            socket_path,
+            self.desk,
+            self._news,
+            cores=len(os.sched_getaffinity(0)),
+            connections=lambda: Filled(len(self._links), self._limits.connections_max),
+            limits=self._limits.watch,
+            table=table,
+            quarantine=quarantine,
+        )
+        self._inner = InnerCalls(self, self.desk, self._ids)
         self._leases = None if server_socket is None else LeaseLine(server_socket, socket_path, self._inner.leases)
-        self._asked: dict[str, tuple[int, float]] = {}  # by worker, since the last report of it
         self._table = table
-        self._quarantine = quarantine
         self._listener: socket.socket | None = None
         self._stopping = False
 
@@ -163,8 +136,8 @@ class IsolateHost:
         os.chmod(self._path, 0o600)
         self._listener.listen(128)
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
-        threading.Thread(target=self._watch_memory, name="memory", daemon=True).start()
-        self._ahead.begin()
+        self.watch.begin()
+        self.desk.begin()
         if self._leases is not None:
             self._leases.begin()
         return str(self._path)
@@ -177,7 +150,8 @@ class IsolateHost:
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
-        self._ahead.stop()
+        self.watch.stop()
+        self.desk.stop()
         if self._leases is not None:
             self._leases.stop()
         self._inner.stop()
@@ -191,45 +165,14 @@ class IsolateHost:
 
     def statistics(self) -> dict[str, object]:
         """Counters and the state of the house, for operators and tests."""
-        inner = self._inner.statistics()
-        with self._lock:
-            return {
-                "inner_calls": inner,
-                "host": self.name,
-                "pid": os.getpid(),
-                "residency": repr(self._residency),
-                "isolates": len(self._residency),
-                "isolates_max": self._residency.limits.isolates_max,
-                "states": self._residency.states(),
-                "memory_bytes": self._memory_bytes,
-                "memory_bytes_max": self._residency.limits.memory_bytes_max,
-                "starts": {t.value: n for t, n in self._residency.starts.items() if n},
-                "cold_starts": {c.value: n for c, n in self._residency.cold_starts.items() if n},
-                "spares": self._residency.spares,
-                "used_up": self._residency.used_up,
-                "expired": self._residency.expired,
-                "wasted": {t.value: n for t, n in self._residency.wasted.items() if n},
-                "prewarms_declined": self._residency.prewarms_declined,
-                "code": self._living.code_statistics(),
-                "evictions": self._residency.evictions,
-                "running": self._running,
-                "queued": self._residency.queued,
-                **self._counts.plain(),
-                "connections": len(self._links),
-                "warm_versions": sorted(self._residency.warm_versions()),
-                "quarantined": [] if self._quarantine is None else self._quarantine.versions,
-            }
-
-    def load(self) -> Load:
-        """How busy this host is."""
-        with self._lock:
-            return self._load()
-
-    def drop_version(self, version: str) -> None:
-        """A version is no longer deployed: let its isolates go."""
-        with self._lock:
-            decisions = self._residency.drop(version, time.monotonic())
-        self._carry_out(decisions)
+        return {
+            "inner_calls": self._inner.statistics(),
+            "host": self.name,
+            "pid": os.getpid(),
+            "connections": len(self._links),
+            **self.desk.statistics(),
+            **self.watch.statistics(),
+        }
 
     # ---------------------------------------------------------------------------------------------------- threads
 
@@ -263,11 +206,10 @@ class IsolateHost:
                 if kind is Frame.REQUEST:
                     self._serve(link, REQUEST.decode(payload))
                 elif kind in (Frame.PREWARM, Frame.PRELOAD):
-                    self.prewarm(
-                        REQUEST.decode(payload), StartType.PREWARM if kind is Frame.PREWARM else StartType.PRELOAD
-                    )
+                    start_type = StartType.PREWARM if kind is Frame.PREWARM else StartType.PRELOAD
+                    self.desk.prewarm(REQUEST.decode(payload), start_type)
                 elif kind is Frame.NOTICE:
-                    self.drop_version(payload.decode())
+                    self.desk.drop_version(payload.decode())
                 elif kind is Frame.LIVE:
                     self._news.watched(payload)
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
@@ -280,131 +222,24 @@ class IsolateHost:
                 self._links.discard(link)
             link.close()
 
-    def prewarm(self, request: Request, start_type: StartType = StartType.PREWARM) -> None:
-        """A request for this version is likely. Returns at once; over the bound it is forgotten. The Server hears of
-        it in any case: that it is warm, that it is cold, or that nothing was started for it.
-
-        The decision is made here and the start on another thread: a request that comes while it is still to be done
-        waits for it, and does not start an isolate of its own.
-        """
-        decisions: list[Decision] = []
-        with self._lock:
-            if self._ahead.has_room and not self._keeps_out(request.version):
-                decisions = self._residency.prewarm(
-                    request.version, start_type, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
-                    at_home=request.at_home, expected=self._expected(request),
-                )  # fmt: skip
-        if not decisions:
-            self._news.unstarted(request.version)
-        self._carry_out(decisions, Recipe.of(request))
-
-    def _expected(self, request: Request) -> int:
-        """How many requests like this one will come while an isolate lives here. Under the lock."""
-        residence_s = min(self._residency.residence_s(time.monotonic()), self._limits.foreseen_s)
-        return int(request.rate_per_s * residence_s)
-
-    def _start_ahead(self, start: Start, recipe: Recipe) -> None:
-        self._start(start, recipe, None)
-
-    def _watch_memory(self) -> None:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            while not self._stopping:
-                time.sleep(self._limits.pressure_every_s)
-                statm.seek(0)
-                _, resident, shared, *_ = (int(part) * 4096 for part in statm.read().split())
-                try:
-                    self._measured(resident - shared)
-                    self._report()
-                    if self._table is not None:
-                        self._table.beat(_now_ms())
-                    if self._quarantine is not None:
-                        self._quarantine.look(time.time())
-                except Exception:
-                    # Without the next measurement nothing is evicted any more, and the machine's memory is the bound.
-                    _log.exception("a measurement failed")
-
-    def _measured(self, memory_bytes: int) -> None:
-        """What follows from the memory that the host has now, and from the time."""
-        with self._lock:
-            now_s = time.monotonic()
-            self._memory_bytes = memory_bytes
-            self._gauge.used(time.process_time(), now_s)
-            decisions = self._residency.pressure(memory_bytes, now_s)
-            decisions += self._residency.tick(now_s)
-            short = self._residency.is_short_of_memory
-        self._carry_out(decisions)
-        if short:
-            self._living.put_away_idle_code()
-
-    def _report(self) -> None:
-        """Tell the Server who ran here since the last time, and how busy this host is."""
-        with self._lock:
-            asked, self._asked = self._asked, {}
-            load = self._load()
-        self._news.heat(self._path, load, asked, self._residency.limits.memory_bytes_max)
-
-    def _load(self) -> Load:
-        """How busy this host is. Under the lock."""
-        residency = self._residency
-        in_use_bytes = max(0, self._memory_bytes - residency.idle_bytes)
-        return self._gauge.load(
-            running=self._running,
-            queue=Filled(residency.queued, residency.limits.queued_max),
-            queue_ms=self._queue_ms,
-            isolates=len(residency),
-            memory_bytes=self._memory_bytes,
-            memory_in_use=Filled(in_use_bytes, residency.limits.memory_bytes_max),
-            connections=Filled(len(self._links), self._limits.connections_max),
-            residence_s=residency.residence_s(time.monotonic()),
-        )
-
     # ------------------------------------------------------------------------------------------------ one request
 
     def _serve(self, link: LinkSocket, request: Request) -> None:
         """Run one request, or say why not."""
-        arrived_ns = time.time_ns()
         recorder = Recorder.under(request.traceparent, self.server, Role.ISOLATE_HOST, self._ids)
-        if self._keeps_out(request.version):
-            why = StartFailed(Outcome.KILL_SWITCH, "hosts crashed while it ran; it is kept out for a while")
-            self._end_failed(link, request, why, recorder)
-            return
-        recipe = Recipe.of(request)
-        ticket = _Ticket()
-        with self._lock:
-            decisions = self._residency.requested(
-                ticket, request.version, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
-                at_home=request.at_home, paid=request.plan == "paid",
-            )  # fmt: skip
-        self._carry_out(decisions, recipe)
-        if not ticket.wait(self._limits.queue_s_max) and self._give_up(ticket, request.version):
-            ticket.give(Shed(ticket))
-        ticket.wait(self._limits.queue_s_max)
-        decision = ticket.decision
-        queued_ns = time.time_ns()
-        if decision is None or isinstance(decision, Shed):
+        taken = self.desk.take(request, recorder)
+        if taken is None:
             self._end_unrun(link, request, Ended(Outcome.LOAD_SHED, "no isolate is free"), recorder)
             return
-        if isinstance(decision, Fail):
-            self._end_failed(link, request, decision.why, recorder)
+        if isinstance(taken, StartFailed):
+            self._end_failed(link, request, taken, recorder)
             return
-        start_type = decision.start_type
-        cause = ""
-        if isinstance(decision, Start):
-            cause = decision.cause.value
-            failed = self._start(decision, recipe, recorder)
-            if failed is not None:
-                self._end_failed(link, request, failed, recorder)
-                return
-        isolate = self._living[decision.isolate]
-        queue_ms = (queued_ns - arrived_ns) / 1e6
-        self._queue_ms = queue_ms
-        if queue_ms > 0.5:
-            recorder.span(SpanName.QUEUE, arrived_ns, queued_ns)
-        taken = Taken(decision.isolate, start_type, cause, queue_ms)
+        self.watch.waited(taken.queue_ms)
+        isolate = self.desk[taken]
 
         def serve(head: ResponseHead) -> Served:
             cpu_ms = isolate.guest.cpu_ms
-            return Served(head.status, head.headers, self.server, start_type.value, queue_ms, cpu_ms)
+            return Served(head.status, head.headers, self.server, taken.start_type.value, taken.queue_ms, cpu_ms)
 
         def begin() -> None:
             if says_started(request.head.method):
@@ -430,28 +265,22 @@ class IsolateHost:
     ) -> Ended:
         """Run a request on the isolate that was taken for it, and give that back. ``begin`` is called right before
         guest code runs, and may raise."""
-        number, start_type, handler_id = taken.number, taken.start_type, stage.handler
-        isolate, recipe = self._living[number], Recipe.of(request)
+        isolate, recipe = self.desk[taken], Recipe.of(request)
+        start_type, handler_id = taken.start_type, stage.handler
         egress = self._egress_of(request, stage)
         began_ns = time.time_ns()
-        with self._lock:
-            self._running += 1
+        self.watch.began()
         keep = True  # until guest code runs, nothing can be wrong with it
-        slot = self._write_down(Phase.RUNS, request.version, request.worker, request.request_id)
         try:
-            begin()
-            keep = False
-            finished = isolate.run(conversation, egress=egress, limits=recipe.isolate_limits)
-            keep = finished.verdict is Verdict.KEEP
+            with written_down(self._table, Phase.RUNS, request.version, request.worker, request.request_id):
+                begin()
+                keep = False
+                finished = isolate.run(conversation, egress=egress, limits=recipe.isolate_limits)
+                keep = finished.verdict is Verdict.KEEP
         finally:
-            self._cross_out(slot)
             # One place gives the isolate back, on every path: whatever happens here, it is not lost and not shared.
-            with self._lock:
-                self._running -= 1
-                decisions = self._residency.released(
-                    number, keep=keep, now_s=time.monotonic(), memory_bytes=isolate.memory_bytes
-                )
-            self._carry_out(decisions, recipe)
+            self.desk.give_back(taken, recipe, keep=keep, memory_bytes=isolate.memory_bytes)
+            self.watch.ran()
         ended_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.WORKER: request.worker,
@@ -460,7 +289,7 @@ class IsolateHost:
             Attr.OUTCOME: finished.outcome.value,
             Attr.CPU_MS: round(finished.usage.cpu_ms, 3),
             Attr.QUEUE_MS: round(taken.queue_ms, 3),
-            Attr.ISOLATE: number,
+            Attr.ISOLATE: taken.number,
             Attr.ISOLATE_REQUESTS: isolate.requests,
             Attr.HTTP_REQUEST_BYTES: conversation.body_read_bytes,
             Attr.HTTP_RESPONSE_BYTES: conversation.body_sent_bytes,
@@ -495,43 +324,12 @@ class IsolateHost:
             self._news.calls_nobody(handler_id, cpu_us)
         return ended
 
-    def _keeps_out(self, version: str) -> bool:
-        return self._quarantine is not None and self._quarantine.keeps_out(version)
-
-    def _write_down(self, phase: Phase, version: str, worker: str = "", request_id: str = "") -> int:
-        """That something begins which may be the end of this process."""
-        return -1 if self._table is None else self._table.begin(phase, _now_ms(), version, worker, request_id)
-
-    def _cross_out(self, slot: int) -> None:
-        if self._table is not None:
-            self._table.end(slot)
-
-    def take_warm(self, version: Version, *, at_home: bool) -> Taken | None:
-        """An idle isolate for a call of a guest of this host; None when there is none."""
-        if self._keeps_out(version.version_id):
-            return None
-        with self._lock:
-            decisions = self._residency.claim(object(), version.version_id, time.monotonic(), at_home=at_home)
-        if not decisions:
-            return None
-        use, *spares = decisions
-        assert isinstance(use, Use), "an isolate, or nothing"
-        if spares:
-            self._carry_out(spares, Recipe.of(first_request(version)))
-        return Taken(use.isolate, use.start_type)
-
-    def put_back(self, taken: Taken, version: Version) -> None:
-        """An isolate of ``version`` was taken, and nothing ran on it."""
-        with self._lock:
-            decisions = self._residency.released(taken.number, keep=True, now_s=time.monotonic())
-        self._carry_out(decisions, Recipe.of(first_request(version)))
-
     def run_inner(
         self, conversation: InnerConversation, request: Request, taken: Taken, recorder: Recorder, stage: InnerStage
     ) -> Ended:
         """Run a call of a guest of this host on the isolate that was taken for it."""
         ended = self._run(conversation, request, taken, recorder, stage)
-        self._note(request, ended)
+        self.watch.ended(request.worker, ended)
         return ended
 
     def tell_spans(self, edge: str, spans: list[Span]) -> None:
@@ -559,8 +357,7 @@ class IsolateHost:
             shorter=stage,
         )
 
-    def _end_failed(self, link: LinkSocket, request: Request, why: object, recorder: Recorder) -> None:
-        assert isinstance(why, StartFailed)
+    def _end_failed(self, link: LinkSocket, request: Request, why: StartFailed, recorder: Recorder) -> None:
         now_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.OUTCOME: why.outcome.value, Attr.PHASE: "startup", Attr.ERROR_TYPE: why.reason[:300],
@@ -574,10 +371,8 @@ class IsolateHost:
         self._end(link, request, ended, recorder)
 
     def _end(self, link: LinkSocket, request: Request, ended: Ended, recorder: Recorder, held: bytes = b"") -> None:
-        self._note(request, ended)
-        with self._lock:
-            load = self._load()
-            cost = self._residency.cost_of(request.version) or _UNMEASURED
+        self.watch.ended(request.worker, ended)
+        load, cost = self.watch.load(), self.desk.cost_of(request.version)
         last = replace(
             ended, server=self.server, spans=(encode_spans(recorder.spans),), load=load,
             start_cost_ms=cost.start_ms, isolate_bytes=cost.bytes_,
@@ -588,72 +383,6 @@ class IsolateHost:
             # Whoever asked has left, and with it the way that spans go. They belong into the trace all the same.
             self._news.late_spans(request.edge, last.spans[0])
             raise
-
-    def _note(self, request: Request, ended: Ended) -> None:
-        """Count a request that is over."""
-        with self._lock:
-            requests, cpu_s = self._asked.get(request.worker, (0, 0.0))
-            self._asked[request.worker] = (requests + 1, cpu_s + ended.cpu_ms / 1e3)
-            self._counts.ended(ended)
-
-    # --------------------------------------------------------------------------------------- residency's decisions
-
-    def _carry_out(self, decisions: list[Decision], recipe: Recipe | None = None) -> None:
-        """``recipe``: how to start what is started ahead, which is always of the version that the decisions are on."""
-        for decision in decisions:
-            if isinstance(decision, Close):
-                self._living.close(decision.isolate)
-                if decision.last:
-                    self._tell_warmth(decision.version)
-            elif isinstance(decision, Start) and decision.ticket is None:
-                assert recipe is not None, "started ahead of nothing"
-                assert recipe.version == decision.version, "started ahead of another version"
-                self._ahead.put(decision, recipe)
-            else:
-                assert isinstance(decision.ticket, _Ticket)
-                decision.ticket.give(decision)
-
-    def _tell_warmth(self, version: str) -> None:
-        """Tell the Server whether a version has a started isolate here: in turn, and as it is by then. Of two threads,
-        one of which starts an isolate and one closes another, the last to speak is right about both."""
-        with self._telling:
-            with self._lock:
-                is_warm = self._residency.is_warm(version)
-            self._news.warmth(version, is_warm=is_warm)
-
-    def _give_up(self, ticket: _Ticket, version: str) -> bool:
-        with self._lock:
-            return self._residency.gave_up(ticket, version)
-
-    def _start(self, decision: Start, recipe: Recipe, recorder: Recorder | None) -> StartFailed | None:
-        """Start an isolate on this thread and tell residency."""
-        slot = self._write_down(Phase.STARTS, recipe.version)
-        try:
-            began = self._living.start(decision.isolate, recipe)
-        finally:
-            self._cross_out(slot)
-        with self._lock:
-            now_s = time.monotonic()
-            if isinstance(began, StartFailed):
-                decisions = self._residency.start_failed(decision.isolate, began, now_s)
-            else:
-                decisions = self._residency.started(
-                    decision.isolate, began.cost_ms, now_s, memory_bytes=began.isolate.memory_bytes
-                )
-        self._carry_out(decisions, recipe)
-        # After a failed start too: a refusal sticks until this machine's isolate is gone, and now there may be none.
-        self._tell_warmth(recipe.version)
-        if isinstance(began, StartFailed):
-            return began
-        if recorder is not None:
-            cpu_ms = round(began.isolate.start_cpu_ms, 3)
-            recorder.span(SpanName.MAP, began.mapping_ns, began.instantiating_ns)
-            recorder.span(SpanName.INSTANTIATE, began.instantiating_ns, began.ready_ns, {Attr.CPU_MS: cpu_ms})
-        return None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _log_events(finished: Finished) -> tuple[SpanEvent, ...]:

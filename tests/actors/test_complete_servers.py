@@ -65,7 +65,7 @@ def jump(cluster: CompleteServers, seconds: float) -> None:
 async def cold(cluster: CompleteServers, number: int, worker: str) -> None:
     """Let the isolates of a worker go on one machine, and wait until its Server knows."""
     machine, version = cluster[number], cluster.version_of(worker)
-    machine.host.drop_version(version)
+    machine.host.desk.drop_version(version)
 
     async def known() -> bool:
         return not machine.server._warmth.is_warm(version) and version not in machine.server._client.refusals

@@ -18,6 +18,8 @@ from complete_servers import Compiled, Got, HeldBody, Pieces, collect, request, 
 from actors.connection import Frame, LinkBroken, frame
 from actors.exchange import Ended, Load, Request
 from actors.host_conversation import LinkSocket
+from actors.host_watch import WatchLimits
+from actors.isolate_desk import DeskLimits
 from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import LinkAnswer, Links
 from actors.mapped_code import MappedCodeLimits
@@ -385,7 +387,7 @@ def test_a_line_that_is_full_sheds_and_goes_on(make: Make) -> None:
 
 def test_nobody_waits_in_line_for_ever(make: Make) -> None:
     async def scenario() -> None:
-        there = make(ResidencyLimits(siblings_max=1), HostLimits(queue_s_max=0.05))
+        there = make(ResidencyLimits(siblings_max=1), HostLimits(desk=DeskLimits(queue_s_max=0.05)))
         spinning = await there.begin(there.request("spin"))
         await there.statistic("running", 1)
         got = await there.ask("spin", "/?rounds=1")
@@ -401,7 +403,7 @@ def test_a_version_that_is_dropped_leaves_and_comes_back_cold(make: Make) -> Non
     async def scenario() -> None:
         there = make()
         await there.ask("hello")
-        there.host.drop_version("v-hello")
+        there.host.desk.drop_version("v-hello")
         assert there.host.statistics()["isolates"] == 0
         await there.last_notice("cold v-hello")
         got = await there.ask("hello")
@@ -467,7 +469,7 @@ def test_an_isolate_ends_after_as_many_requests_as_it_may_serve(make: Make) -> N
 
 def test_an_isolate_that_nobody_uses_is_let_go(make: Make) -> None:
     async def scenario() -> None:
-        there = make(limits=HostLimits(pressure_every_s=0.01))
+        there = make(limits=HostLimits(watch=WatchLimits(every_s=0.01)))
         await there.ask("echo")
         await there.ask("hello", reuse=Reuse(idle_s=1))
         await there.statistic("expired", 1)
@@ -508,17 +510,17 @@ def test_the_last_word_tells_what_the_isolate_costs(make: Make) -> None:
 
 def test_the_load_tells_how_long_isolates_live_and_what_guests_use(make: Make) -> None:
     async def scenario() -> None:
-        there = make(ResidencyLimits(isolates_max=1), HostLimits(pressure_every_s=0.01))
+        there = make(ResidencyLimits(isolates_max=1), HostLimits(watch=WatchLimits(every_s=0.01)))
         for number in range(3):
             await there.ask("hello", version=f"v{number}")
         spinning = await there.begin(there.request("spin", version="v3"))
         await there.statistic("running", 1)
 
         async def computes() -> bool:
-            return there.host.load().cpu_load > 0.1
+            return there.host.watch.load().cpu_load > 0.1
 
         await wait_until(computes, "the CPU of a guest that still runs is counted")
-        assert 0 < there.host.load().residence_s < 20
+        assert 0 < there.host.watch.load().residence_s < 20
         spinning.cancel()
         await there.statistic("running", 0)
 
@@ -528,12 +530,12 @@ def test_the_load_tells_how_long_isolates_live_and_what_guests_use(make: Make) -
 def test_a_home_keeps_its_place_and_a_prewarm_that_was_never_used_is_counted(make: Make) -> None:
     async def scenario() -> None:
         there = make(ResidencyLimits(isolates_max=1))
-        there.host.prewarm(there.request("echo"))
+        there.host.desk.prewarm(there.request("echo"))
         await there.statistic("warm_versions", ["v-echo"])
         await there.told("warm v-echo")
         await there.ask("hello", at_home=True)
         assert there.host.statistics()["wasted"] == {"prewarm": 1}
-        there.host.prewarm(there.request("echo"))
+        there.host.desk.prewarm(there.request("echo"))
         seen = there.host.statistics()
         assert (seen["prewarms_declined"], seen["warm_versions"]) == (1, ["v-hello"])
         await there.last_notice("unstarted v-echo")
@@ -549,7 +551,7 @@ def mapped_files(code: Path) -> set[str]:
 
 def test_evicted_isolates_leave_their_code_mapped_within_bounds(make: Make, tmp_path: Path) -> None:
     async def scenario() -> None:
-        limits = HostLimits(mapped_code=MappedCodeLimits(idle_max=2))
+        limits = HostLimits(desk=DeskLimits(mapped_code=MappedCodeLimits(idle_max=2)))
         there = make(ResidencyLimits(isolates_max=1), limits)
         for worker in ("hello", "echo", "hello", "echo"):
             assert (await there.ask(worker)).ended.outcome is Outcome.OK
@@ -570,7 +572,7 @@ def test_evicted_isolates_leave_their_code_mapped_within_bounds(make: Make, tmp_
 
 def test_a_host_that_is_short_of_memory_lets_go_of_code_after_isolates(make: Make) -> None:
     async def scenario() -> None:
-        there = make(ResidencyLimits(memory_bytes_max=1), HostLimits(pressure_every_s=0.01))
+        there = make(ResidencyLimits(memory_bytes_max=1), HostLimits(watch=WatchLimits(every_s=0.01)))
         await there.ask("hello")
         await there.statistic("isolates", 0)
 
@@ -621,7 +623,7 @@ def test_a_sibling_that_fails_to_start_leaves_the_version_warm(make: Make) -> No
         there = make()
         spinning = await there.begin(there.request("spin"))
         await there.statistic("running", 1)
-        living = there.host._living
+        living = there.host.desk._living
         start = living.start
         living.start = lambda number, recipe: StartFailed(Outcome.EXCEEDED_MEMORY, "no")  # type: ignore[method-assign]
         failed = await there.ask("spin", "/?rounds=1")
@@ -641,7 +643,7 @@ def _bare_host(directory: Path, tell_server: Callable[[Frame, bytes], None]) -> 
         directory / "code",
         server="server-1",
         tell_server=tell_server,
-        limits=HostLimits(pressure_every_s=0.001),
+        limits=HostLimits(watch=WatchLimits(every_s=0.001)),
     )
 
 
@@ -678,8 +680,6 @@ def test_a_measurement_that_fails_is_not_the_last(tmp_path: Path) -> None:
         done.set()
 
     host = _bare_host(tmp_path, tell)
-    watching = threading.Thread(target=host._watch_memory)
-    watching.start()
+    host.watch.begin()
     assert done.wait(10)
-    host._stopping = True
-    watching.join(10)
+    host.watch.stop()

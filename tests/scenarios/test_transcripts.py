@@ -38,7 +38,7 @@ def scenario(**made_with: Any) -> Callable[[Scenario], Scenario]:
 async def evicted(cluster: CompleteServers, told: Transcript, number: int, worker: str) -> None:
     """Let the isolates of a worker go on one machine, and wait until its Server knows."""
     machine, version = cluster[number], cluster.version_of(worker)
-    machine.host.drop_version(version)
+    machine.host.desk.drop_version(version)
 
     async def known() -> bool:
         return not machine.server._warmth.is_warm(version) and version not in machine.server._client.refusals
