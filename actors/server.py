@@ -6,33 +6,30 @@ sends the next ones straight to the host's socket. The Server takes leases back 
 host's warmth changes; a lease that is used a moment too long is slow, never wrong.
 
 What it knows is kept by others: ``view_keeper`` (ring and deployments), ``warmth`` (who is warm, hot and loaded),
-``code_keeper``, ``trace_desk``. What is started ahead goes through its ``prewarmer``, whoever asks.
+``code_keeper``, ``trace_desk``. ``route_finder`` says where a request runs, and ``prewarm_desk`` starts ahead what is
+likely to be asked for.
 """
 
 import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from actors import routing
 from actors.capability import Exports
 from actors.catalog import Deployed
 from actors.code_keeper import CodeKeeper
 from actors.connection import Connection, Frame, LinkBroken
 from actors.exchange import (
     Chunk,
-    ColdCause,
     Ended,
     Lease,
     Outcome,
     Request,
-    RequestHead,
 )
-from actors.handover import Handover, first_request
 from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost
@@ -41,9 +38,10 @@ from actors.live_desk import LiveDesk
 from actors.live_tail import WATCHED, Watched, live_event, untold
 from actors.nested_calls import NestedCalls
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
-from actors.prewarm import PrewarmLimits, Source
-from actors.prewarmer import Prewarmer
-from actors.routing import Place, Route, RoutingLimits
+from actors.prewarm import PrewarmLimits
+from actors.prewarm_desk import PrewarmDesk
+from actors.route_finder import RouteFinder
+from actors.routing import Place, RoutingLimits
 from actors.shard_client import EndedAnswer, LentBody, ShardClient
 from actors.side_work import SideWork
 from actors.stage_over import ending_of
@@ -52,11 +50,11 @@ from actors.submission import Submissions, spans_of
 from actors.subscribers import Subscribers, added
 from actors.tail_desk import TailDesk
 from actors.trace_desk import MakeExporter, TraceDesk, otlp_exporter
-from actors.view import ClusterView, decode_plain, encode_plain
+from actors.view import ClusterView, encode_plain
 from actors.view_keeper import ViewKeeper
 from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, HEAT, REQUEST
-from actors.worker import Limits, Version, plain_limits
+from actors.worker import Version
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
 from tracing.trace import Attr, Role, SpanName
@@ -64,15 +62,8 @@ from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.server")
 
-#: Orders of workers that are kept until the ring changes: of those whose home has too much to do.
-_ORDERS_MAX = 4_096
-#: Servers of an order that are tried: beyond them, a spill is a cold start like any other.
-_ORDER_LENGTH = 4
-#: The longest that a deploy waits for the new version's first isolate: the startup limit, and a turn in the queue.
-_PRELOAD_S_MAX = 3.0
-#: The longest that another server may take for a favour. One that hangs would gather what is told to it on the side, at
-#: 200 prewarms a second, until this side work has no place for anything else.
-_FAVOUR_S_MAX = 2.0
+#: The longest that another server may take to be met.
+_MEET_S_MAX = 2.0
 #: A request that nobody can run waits so long for a host of this machine: a restart takes a second or two.
 _BACK_S_MAX = 5.0
 #: Workers whose rates ``statistics`` shows.
@@ -97,9 +88,8 @@ class Server:
         prewarm_limits: PrewarmLimits | None = None,
         sharding: bool = True,
     ) -> None:
-        """``sharding``: without it each machine is the home of whatever arrives on it."""
+        """``sharding`` as in ``RouteFinder``."""
         self.name = name
-        self._sharding = sharding
         self._hosts = Hosts(host_sockets, links, self._host_lost)
         self._code = CodeKeeper(code_directory)
         self._links = links
@@ -109,17 +99,26 @@ class Server:
         self._keeper = ViewKeeper(peers, self)
         cores = os.cpu_count() or 1
         self._warmth = Warmth(name, cores)
-        self._routing_limits = routing_limits or RoutingLimits()
-        self._orders: dict[str, tuple[str, ...]] = {}
         self._exports: Exports[LentBody] = Exports(f"{name}/server")
         self._client = ShardClient(peers, self._exports, self._run_here, self._warmth)
-        self._prewarmer = Prewarmer(cores, self._hosts.tell, self._due, prewarm_limits)
-        self._handover = Handover(
+        self._finder = RouteFinder(
             name,
-            view=lambda: self._view,
-            is_warm=self._warmth.is_warm,
-            heat=lambda worker: self._warmth.heat.rate_per_s(worker, _now_s()),
-            prewarm=self._hand_over,
+            keeper=self._keeper,
+            hosts=self._hosts,
+            warmth=self._warmth,
+            refusals=self._client.refusals,
+            limits=routing_limits,
+            sharding=sharding,
+        )
+        self._ahead = PrewarmDesk(
+            name,
+            cores=cores,
+            keeper=self._keeper,
+            routes=self._finder,
+            warmth=self._warmth,
+            hosts=self._hosts,
+            peers=peers,
+            limits=prewarm_limits,
         )
         self._stores = StoreDesk(self._keeper.known_version, peers)
         self._link_server = LinkServer(
@@ -156,11 +155,9 @@ class Server:
             "submit": self._submissions.submit,
             "read_submitted": self._submissions.read,
             "cancel_submitted": self._submissions.cancel,
-            "prewarm": self.prewarm,
-            "preload": self.preload,
             "statistics": self.statistics,
             **self._keeper.calls,
-            **self._handover.calls,
+            **self._ahead.calls,
             **self._code.calls,
             **self._traces.calls,
             **self._live.calls,
@@ -170,7 +167,7 @@ class Server:
         """Serve links at ``socket_path`` and begin to gather traces."""
         await self._link_server.start(socket_path)
         self._side.begin(self._traces.gather())
-        self._side.begin(self._prewarmer.work())
+        self._side.begin(self._ahead.work())
         self._side.begin(self._tails.work())
         self._side.begin(self._live.work())
 
@@ -231,7 +228,7 @@ class Server:
         """Find the version, decide where, and send. Also: the request if a lease may go with it, and the home."""
         self._requests += 1
         began_ns = time.time_ns()
-        resolved = self._resolve(request)
+        resolved = self._finder.resolve(request)
         if isinstance(resolved, Outcome):
             return EndedAnswer(Ended(resolved)), None, ""
         resolved, root = self._tails.entering(resolved, self._keeper.version_of(request.worker, resolved.version))
@@ -245,7 +242,7 @@ class Server:
         self, resolved: Request, body: BodySource, recorder: Recorder, began_ns: int
     ) -> tuple[Answer, Request | None, str]:
         """Send a request that has a version, here or to its home; as ``_answer``."""
-        home, route = self._route(resolved)
+        home, route = self._finder.route(resolved)
         request = replace(resolved, at_home=home in (None, self.name) or route.server == home)
         recorder.span(
             SpanName.ROUTE,
@@ -257,50 +254,9 @@ class Server:
         if route.place is Place.HERE:
             return await self._run_at_home(request, body, recorder), request, home or ""
         if route.warm_here_too:
-            rate_per_s = self._warmth.heat.rate_per_s(request.worker, _now_s())
-            self._prewarmer.offer(replace(_bare(request), at_home=False, rate_per_s=rate_per_s), Source.HOT)
+            self._ahead.hot(request)
         answer = await self._client.send(request, body, route.server, self._view.epoch, recorder)
         return answer, None, home or ""
-
-    def _resolve(self, request: Request) -> Request | Outcome:
-        """The request with the version that answers it; ``SCRIPT_NOT_FOUND`` when nothing is deployed."""
-        version = self._view.version_for(request.worker, request.request_id.encode())
-        if isinstance(version, Outcome):
-            return version
-        resolved = _with_version(request, version)
-        if self._view.has_moved(request.worker):
-            return replace(resolved, cold_cause=ColdCause.MEMBERSHIP.value)
-        return resolved
-
-    def _route(self, request: Request, *, hosts_here: bool = True) -> tuple[str | None, Route]:
-        """The worker's home, and where a request with a version runs. ``hosts_here``: as far as the request knows."""
-        home = self._home_of(request.worker)
-        hosts_here = hosts_here and bool(self._hosts.alive)
-        situation = self._warmth.situation(
-            request.worker,
-            request.version,
-            home=home,
-            order=lambda: self._order_of(request.worker),
-            servers=self._view.servers,
-            socket=self._hosts.of(request.version),
-            refused_before=request.version in self._client.refusals,
-            hosts_here=hosts_here,
-            next_home=None if hosts_here else self._view.next_home_of(request.worker, self.name),
-            now_s=_now_s(),
-        )
-        return home, routing.decide(situation, self._routing_limits)
-
-    def _home_of(self, worker: str) -> str | None:
-        return self._view.home_of(worker) if self._sharding else self.name
-
-    def _order_of(self, worker: str) -> tuple[str, ...]:
-        """The first servers of a worker's order, its home first."""
-        order = self._orders.get(worker)
-        if order is None:
-            if len(self._orders) >= _ORDERS_MAX:
-                self._orders.clear()
-            order = self._orders[worker] = tuple(self._view.order_of(worker, _ORDER_LENGTH))
-        return order
 
     async def _run_here(self, request: Request, body: BodySource) -> Answer:
         """Run it on this machine, whatever becomes of it: it was offered to another one before."""
@@ -310,7 +266,7 @@ class Server:
         """Run it on this machine; when the last host is lost before the guest started, offer it to another one."""
 
         async def elsewhere(lost: Request) -> Answer:
-            _, route = self._route(lost, hosts_here=False)
+            _, route = self._finder.route(lost, hosts_here=False)
             if route.place is Place.HERE:
                 raise NoHost("no host is left on this machine, and there is no other")
             return await self._client.send(lost, body, route.server, self._view.epoch, recorder)
@@ -353,7 +309,7 @@ class Server:
             return None
         if deployed.versions[0].bindings.tail is not None:
             return None  # whoever keeps the flow of its tree sees each of its requests
-        if deployed.versions[0].version_id != request.version or (self._home_of(request.worker) or "") != home:
+        if deployed.versions[0].version_id != request.version or (self._finder.home_of(request.worker) or "") != home:
             return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
@@ -376,36 +332,11 @@ class Server:
             return CHUNK.encode(Chunk(lost=True))
         return CHUNK.encode(await lent.read(1 << 30))
 
-    async def prewarm(self, payload: bytes) -> bytes:
-        """Another machine knows that a request for one of this home's workers is likely."""
-        request = REQUEST.decode(payload)
-        if not self._warmth.is_warm(request.version):
-            self._prewarmer.offer(request, Source.SERVER_NAME)
-        return b""
-
-    async def preload(self, payload: bytes) -> bytes:
-        """A version is about to be switched to, and this is its worker's home: have an isolate of it here.
-
-        Over when it is there, or after 3 s: ``{"warm": bool}``.
-        """
-        plain = decode_plain(payload)
-        version = Version.from_plain(plain["version"])
-        self._keeper.expect(version, plain["secrets"])
-        warm = self._warmth.is_warm(version.version_id)
-        if not warm and self._hosts.alive:
-            request = replace(first_request(version), cold_cause=ColdCause.DEPLOY.value)
-            warm = await self._prewarmer.offer_and_wait(request, Source.DEPLOY, _PRELOAD_S_MAX)
-        return encode_plain({"warm": warm})
-
-    async def _hand_over(self, request: Request) -> None:
-        """This machine is about to become the home of a request's worker."""
-        self._prewarmer.offer(request, Source.HANDOVER)
-
     # ------------------------------------------------------------------------------------------ what the view says
 
     def on_ring(self, servers: list[str]) -> None:
         """A new epoch of the ring."""
-        self._orders.clear()
+        self._finder.on_ring()
         self._subscribers.tell({"revoke_all": True})
         self._side.begin(self._meet(servers))
 
@@ -414,7 +345,7 @@ class Server:
         await self._hosts.open_ahead()
         for server in servers:
             try:
-                async with asyncio.timeout(_FAVOUR_S_MAX):
+                async with asyncio.timeout(_MEET_S_MAX):
                     await (await self._peers.get(f"{server}/shard")).call("meet", self.name.encode())
             except (PeerLost, PeerFailed, TimeoutError) as away:
                 _log.info("%s was not met: %s", server, away or "it took too long")
@@ -441,7 +372,7 @@ class Server:
 
     def _on_notice(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.PREWARM:
-            self._side.begin(self._prewarm(REQUEST.decode(payload)))
+            self._side.begin(self._ahead.likely(REQUEST.decode(payload)))
         elif kind is Frame.SPANS:
             self._traces.report(spans_of(payload))
         elif kind is Frame.LATE_SPANS:
@@ -452,8 +383,7 @@ class Server:
             self._warmth.homes_here = self._keeper.homes_of(self.name)
             self._warmth.reported(report, _now_s())
             for worker in report.workers:
-                if self._home_of(worker) == self.name:
-                    self._prewarmer.used(worker)
+                self._ahead.used(worker)
         elif kind is Frame.STAGE:
             self._tails.told(payload, self.nested.stage)
         elif kind is Frame.LIVE:
@@ -492,31 +422,7 @@ class Server:
             self._warmth.cold(version, _now_s())
             self._client.refusals.forget(version)
             self._subscribers.cold(version)
-        self._prewarmer.over(version, warm=self._warmth.is_warm(version), started=word != "unstarted")
-        self._handover.heard("warm" if self._warmth.is_warm(version) else word, version)
-
-    async def _prewarm(self, request: Request) -> None:
-        """A request for a worker is likely: start an isolate where the request would run."""
-        resolved = self._resolve(request)
-        if isinstance(resolved, Outcome) or self._warmth.is_warm(resolved.version):
-            return
-        home, route = self._route(resolved)
-        resolved = replace(resolved, at_home=home == (route.server or self.name))
-        if route.place is Place.HERE:
-            self._prewarmer.offer(resolved, Source.SERVER_NAME)
-            return
-        try:
-            async with asyncio.timeout(_FAVOUR_S_MAX):
-                await (await self._peers.get(f"{route.server}/server")).call("prewarm", REQUEST.encode(resolved))
-        except (PeerLost, PeerFailed, TimeoutError) as away:
-            _log.info("a prewarm was dropped: %s", away or "it took too long")
-
-    def _due(self, worker: str) -> Request | None:
-        """What starts the isolate of a worker that is due by habit, if it is cold and this is its home."""
-        version = self._view.version_for(worker, b"")
-        if isinstance(version, Outcome) or self._warmth.is_warm(version.version_id):
-            return None
-        return first_request(version) if self._home_of(worker) == self.name else None
+        self._ahead.host_said(word, version)
 
     def _on_subscribe(self, connection: Connection, socket: bytes) -> None:
         """The ingress, or the host at ``socket``, wants to hear of routes and leases for as long as its connection is
@@ -539,7 +445,7 @@ class Server:
                 "ring": {} if self._view.ring is None else dict(self._view.ring.servers),
                 "warm_versions": len(self._warmth.warm_versions()),
                 "routes": dict(self._routes),
-                "prewarms": self._prewarmer.statistics(),
+                "prewarms": self._ahead.statistics(),
                 "ran_here": self._warmth.ran_here,
                 "hop_ms": round(self._warmth.hop_ms, 3),
                 "hottest": [
@@ -565,38 +471,6 @@ class Server:
                 "homes": {worker: self._view.home_of(worker) for worker in list(self._view.workers)[:1000]},
             }
         )
-
-
-def _with_version(request: Request, version: Version) -> Request:
-    """The request for one version of its worker."""
-    return replace(
-        request,
-        version=version.version_id,
-        component_digest=version.component_digest,
-        plan=version.plan.value,
-        limits=_lowered(version.limits, request.limits) if request.context else plain_limits(version.limits),
-        reuse=version.reuse,
-        has_variables=version.bindings.has_variables,
-    )
-
-
-def _lowered(limits: Limits, bounds: Mapping[str, int | None]) -> dict[str, int | None]:
-    """A version's limits under those of whoever calls it."""
-    lowered = dict(plain_limits(limits))
-    for name, bound in bounds.items():
-        own = lowered[name]
-        if bound is not None:
-            lowered[name] = bound if own is None else min(own, bound)
-    return lowered
-
-
-def _bare(request: Request) -> Request:
-    """A request without what its client sent: what starts an isolate waits in a queue, and is read on its way."""
-    head = RequestHead("", "", "", "")
-    return replace(
-        request, request_id="", head=head, traceparent="", body_first=b"", body_complete=True, lost_with=(),
-        context=b"", report_traces=None,
-    )  # fmt: skip
 
 
 def _now_s() -> float:

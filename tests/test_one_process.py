@@ -23,7 +23,7 @@ from actors.dispatch import Command, Event, Phase
 from actors.exchange import Capability, Chunk, Outcome, Refused, Request
 from actors.link import Answer, BodySource, LinkAnswer
 from actors.residency import Residency
-from actors.server import Server
+from actors.route_finder import RouteFinder
 from actors.shard_client import LentBody, Offer, ShardClient
 from isolates.conversation import BodyLost
 from tests.one_process import fresh_seed
@@ -223,17 +223,18 @@ def share_isolates(patch: pytest.MonkeyPatch) -> None:
 
 
 def answer_with_another_tenant(patch: pytest.MonkeyPatch) -> None:
-    resolve = Server._resolve
+    resolve = RouteFinder.resolve
 
-    def resolved(self: Server, request: Request) -> Request | Outcome:
+    def resolved(self: RouteFinder, request: Request) -> Request | Outcome:
         found = resolve(self, request)
-        other = min(self._view.workers)
+        view = self._keeper.view
+        other = min(view.workers)
         if isinstance(found, Outcome) or request.worker == other:
             return found
-        version = self._view.workers[other].versions[0]
+        version = view.workers[other].versions[0]
         return replace(found, version=version.version_id)
 
-    patch.setattr(Server, "_resolve", resolved)
+    patch.setattr(RouteFinder, "resolve", resolved)
 
 
 def swallow_pulls(patch: pytest.MonkeyPatch) -> None:

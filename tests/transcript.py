@@ -41,8 +41,8 @@ class Transcript:
                 self._heard[address] = _Heard(self, machine.name, cluster.peers.known[address])
                 cluster.peers.known[address] = self._heard[address]
             machine.server._hosts.run = self._running(machine, machine.server._hosts.run)  # type: ignore[method-assign]
-            begin = machine.server._prewarmer._begin
-            machine.server._prewarmer._begin = self._beginning(machine, begin)  # type: ignore[method-assign]
+            begin = machine.server._ahead._prewarmer._begin
+            machine.server._ahead._prewarmer._begin = self._beginning(machine, begin)  # type: ignore[method-assign]
 
     def say(self, line: str) -> None:
         """One line; said again at once, it is counted."""

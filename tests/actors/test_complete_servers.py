@@ -730,7 +730,7 @@ def test_what_waits_to_be_started_holds_nothing_of_its_client(play: Callable[...
 
     async def scenario(cluster: CompleteServers) -> None:
         worker = await cluster.deploy_at(2, "echo")
-        prewarmer = cluster[1].server._prewarmer
+        prewarmer = cluster[1].server._ahead._prewarmer
         offered: list[Request] = []
 
         def offer(asked: Request, source: Source) -> bool:
