@@ -136,7 +136,7 @@ def up(
         progress("traces go to the viewer that runs from this state directory")
     if not ray_address:
         os.environ.update(home.ray_environment())
-    from everwarm.roles import ClusterConfig
+    from everwarm.cluster_config import ClusterConfig
 
     config = ClusterConfig(
         home=str(home.directory),

@@ -26,19 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.membership import State
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
+from everwarm.cluster_config import ClusterConfig
 from everwarm.ray_driver import NAMESPACE, has_control, order_of_ending, own_node, say_process
 from everwarm.role_process import RoleProcess
-from everwarm.roles import (
-    CONTROL,
-    CONTROL_ROLE,
-    FINISH_S_MAX,
-    ROLES,
-    STANDBY_ROLE,
-    STAY,
-    ClusterConfig,
-    Role,
-    machine_roles,
-)
+from everwarm.roles import CONTROL, CONTROL_ROLE, FINISH_S_MAX, ROLES, STANDBY_ROLE, STAY, Role, machine_roles
 from everwarm.standbys import NoProcess, Standbys
 
 _log = logging.getLogger("everwarm.cluster")

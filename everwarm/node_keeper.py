@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 
 from everwarm.cluster import Cluster, Place, StartFailed
+from everwarm.cluster_config import ClusterConfig
 from everwarm.nodes import Bring, Decision, Forget, Node, Nodes, SendAway, Stand
-from everwarm.roles import ClusterConfig
 
 _log = logging.getLogger("everwarm.node_keeper")
 

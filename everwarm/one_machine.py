@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from everwarm.cluster import Cluster, Place, StartFailed
+from everwarm.cluster_config import SERVERS_MAX, ClusterConfig
 from everwarm.home import Home
-from everwarm.roles import SERVERS_MAX, ClusterConfig
 
 
 class OneMachine:

@@ -19,9 +19,10 @@ from typing import Any
 
 from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.peer import OFFER, RayPeers
+from everwarm.cluster_config import ClusterConfig
 from everwarm.home import Home, Joined
 from everwarm.order_book import OrderBook
-from everwarm.roles import CONTROL, CONTROL_ROLE, ORDER, PROCESS_ID, ROLES, STAY, ClusterConfig, Started, World
+from everwarm.roles import CONTROL, CONTROL_ROLE, ORDER, PROCESS_ID, ROLES, STAY, Started, World
 
 #: The role that says on its machine that it is part of a cluster.
 _SPEAKER = "server"

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
 
 from actors.admission import AdmissionLimits
@@ -20,10 +19,9 @@ from actors.control_plane import ControlPlane
 from actors.crash_reports import CrashReports, Quarantine, take_over
 from actors.distribution import Share
 from actors.egress import EgressServer
-from actors.egress_policy import EgressPolicy, parse_rule
 from actors.isolate_host import IsolateHost
 from actors.link import Links
-from actors.membership import MembershipLimits, weight
+from actors.membership import MembershipLimits
 from actors.metrics_desk import MetricsDesk
 from actors.metrics_endpoint import MetricsEndpoint
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
@@ -34,6 +32,7 @@ from actors.shard_server import ShardServer
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
+from everwarm.cluster_config import ClusterConfig
 from everwarm.home import Home
 from ingress.authority import Delegate, LocalAuthority
 from ingress.ingress import Ingress
@@ -50,78 +49,12 @@ STAY = "stay"
 ORDER = "order"
 #: A call that tells the number of the role's process, on its machine.
 PROCESS_ID = "process_id"
-#: Servers on one machine, at a time. Their HTTPS ports follow each other.
-SERVERS_MAX = 16
 #: How often a Server that starts asks for its view, until there is a ControlPlane; whoever starts it has a limit.
 _SYNC_AGAIN_S = 0.1
 #: How often an edge on another machine than the authority looks whether its right to issue runs out, in ten days.
 _RENEW_EVERY_S = 3_600.0
 #: The longest that an edge which goes waits for its clients' requests, as long as a home waits for others'.
 FINISH_S_MAX = MembershipLimits().drain_s_max
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return False  # a name
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterConfig:
-    """What a process of the cluster is told. Nothing listens beyond ``address``, which is loopback unless configured,
-    and ``line_address``, which is loopback while all servers are on one machine."""
-
-    #: The state directory. Empty: the one that ``Home.open`` finds on the machine where the process runs.
-    home: str
-    servers: int = 3  # on this machine
-    address: str = "127.0.0.1"
-    port: int = 8443  # of the first server; the others follow
-    otlp_url: str = ""
-    otlp_headers: dict[str, str] = field(default_factory=dict)
-    #: Whether requests leave traces.
-    traces: bool = True
-    #: Whether that endpoint is told metrics, too; a viewer of traces does not take them.
-    otlp_metrics: bool = True
-    #: Where each server's metrics are read, or not at all. The port is the first server's, as ``port``; with 0, or with
-    #: a ``port`` of 0, each has a free one, and ``everwarm status`` tells which.
-    metrics: bool = True
-    metrics_address: str = ""  # loopback, unless it is named here
-    metrics_port: int = 0
-    certificates: str = ""
-    memory_bytes_max: int = 2 << 30  # of one host's isolates
-    in_flight_max: int = AdmissionLimits().in_flight_max
-    isolates_max: int = ResidencyLimits().isolates_max  # of one host
-    hosts: int = 1  # processes of isolates of each server; a crash of one leaves the others
-    #: What guests may reach beyond public addresses on ports 80 and 443, as ``egress_policy.parse_rule`` reads it.
-    egress_allow: tuple[str, ...] = ()
-    #: Whether a deploy starts an isolate at the worker's home before it switches.
-    preload: bool = True
-    #: Where servers call each other directly (``actors.call_line``).
-    line_address: str = "127.0.0.1"
-    #: Where a Ray is that others started, and that has a server on each of its nodes. Empty: all are on this machine.
-    ray_address: str = ""
-    #: With it, the addresses of all machines that were there when this server started.
-    edges: tuple[str, ...] = ()
-    #: Whether a process that dies or hangs is replaced. Without it nothing is, as when its whole machine is gone.
-    restarts: bool = True
-    #: Whether a request may be sent to its worker's home. Without it every request runs on the machine that got it.
-    sharding: bool = True
-
-    @property
-    def metrics_listen(self) -> str:
-        """Where metrics are read: the address of the edge if that is loopback, so that those do not meet either."""
-        return self.metrics_address or (self.address if _is_loopback(self.address) else "127.0.0.1")
-
-    @property
-    def weight(self) -> int:
-        """Each server's part of the ring: by the memory of its isolates, and its part of the cores."""
-        cores = max(1, (os.cpu_count() or 1) // self.servers)
-        return weight(self.hosts * self.memory_bytes_max, cores)
-
-    def host_names(self) -> list[str]:
-        """The roles of a server's hosts: ``host``, ``host-2``, ..."""
-        return ["host", *(f"host-{i + 1}" for i in range(1, self.hosts))]
 
 
 @dataclass(slots=True)
@@ -252,23 +185,6 @@ async def _start_host(world: World) -> Started:
     return Started({"statistics": statistics}, stop)
 
 
-def _egress_policy(config: ClusterConfig, metrics_address: str) -> EgressPolicy:
-    """What guests may reach. Never the cluster's own edge: a request would come back as a client's. Nor its metrics."""
-    own: list[str] = []
-    if config.port:
-        # On one machine also those of servers that are added later: who runs by then would not hear of them.
-        ports = [config.port] if config.edges else range(config.port, config.port + SERVERS_MAX)
-        addresses = [f"[{a}]" if ":" in a else a for a in {config.address, *config.edges}]
-        own = [f"{address}:{port}" for address in addresses for port in ports]
-    if metrics_address:
-        host, _, port = metrics_address.rpartition(":")
-        last = int(port) + (SERVERS_MAX if config.metrics_port else 1)
-        own += [f"{at}:{p}" for at in dict.fromkeys((host, "127.0.0.1", "[::1]")) for p in range(int(port), last)]
-    return EgressPolicy(
-        added=tuple(parse_rule(text) for text in config.egress_allow), own=tuple(parse_rule(text) for text in own)
-    )
-
-
 async def _start_server(world: World) -> Started:
     config = world.config
     exporter = OtlpExporter(config.otlp_url, headers=config.otlp_headers) if config.otlp_url else None
@@ -309,7 +225,7 @@ async def _start_server(world: World) -> Started:
         except OSError as taken:
             # Of one machine this was looked at before. On other nodes, requests are worth more than their counters.
             _log.error("metrics cannot be read at port %d: %s", world.metrics_port, taken.strerror or taken)
-    egress = EgressServer(_egress_policy(config, endpoint.address), nested=server.nested)
+    egress = EgressServer(config.egress_policy(endpoint.address), nested=server.nested)
     world.socket("egress").unlink(missing_ok=True)
     await egress.start(world.socket("egress"))
     heartbeat = server.heartbeat(config.weight)

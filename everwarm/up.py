@@ -23,9 +23,9 @@ from everwarm.home import Home, Running, is_alive
 
 if TYPE_CHECKING:
     from everwarm.cluster import Cluster
+    from everwarm.cluster_config import ClusterConfig
     from everwarm.node_keeper import NodeKeeper
     from everwarm.one_machine import OneMachine
-    from everwarm.roles import ClusterConfig
 
 _DOWN_S = 30.0
 _DETACH_S = 90.0

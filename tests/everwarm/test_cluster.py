@@ -8,8 +8,9 @@ import pytest
 import ray.exceptions
 
 from everwarm.cluster import Cluster, Place, StartFailed
+from everwarm.cluster_config import ClusterConfig
 from everwarm.one_machine import OneMachine
-from everwarm.roles import CONTROL, ClusterConfig
+from everwarm.roles import CONTROL
 from tests.simulation.virtual_loop import play
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from actors.egress_policy import Target
 from actors.peer import LocalPeers
-from everwarm.roles import ClusterConfig, World, _egress_policy
+from everwarm.cluster_config import ClusterConfig
+from everwarm.roles import World
 
 
 async def _nobody(payload: bytes) -> bytes:
@@ -32,7 +33,7 @@ def test_no_guest_reads_them_whatever_the_operator_allows() -> None:
     config = ClusterConfig("home", port=8443, metrics_port=9443, egress_allow=("127.0.0.0/8", "[::1]"))
 
     def is_open(policy_of: str, address: str, port: int) -> bool:
-        policy = _egress_policy(config, policy_of)
+        policy = config.egress_policy(policy_of)
         by_number = policy.refusal(Target("http", address, port), None) is None
         by_name = bool(policy.permitted(Target("http", "a.test", port), [address]))
         assert by_number == by_name

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from everwarm.cluster import Place, StartFailed
+from everwarm.cluster_config import ClusterConfig
 from everwarm.node_keeper import NodeKeeper
 from everwarm.nodes import Node
-from everwarm.roles import ClusterConfig
 from tests.simulation.virtual_loop import play
 
 HEAD, OTHER = Node("h", "10.0.0.1"), Node("o", "10.0.0.2")
