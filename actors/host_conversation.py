@@ -10,6 +10,7 @@ next epoch tick, a millisecond later at most: a hello is one write, and a stream
 import select
 import socket
 import time
+from contextlib import suppress
 from collections.abc import Callable, Sequence
 
 from actors.connection import HEADER, Frame, FrameReader, LinkBroken, frame
@@ -214,6 +215,11 @@ class HostConversation:
             except LinkBroken as broken:
                 if not self._whole:
                     raise ConversationLost from broken
+
+    def pass_on(self) -> None:
+        """The guest is over; what it wrote last goes to its reader now, if there still is one."""
+        with suppress(ConversationLost):
+            self.flush()
 
     def take_held(self) -> bytes:
         """What is still held back, for the host to send together with its last word."""

@@ -346,7 +346,7 @@ class InnerConversation:
         if call.gone and not self._whole:
             raise ConversationLost
 
-    def take_leave(self) -> None:
-        """The guest is over: what it wrote last goes to whoever still reads."""
+    def pass_on(self) -> None:
+        """The guest is over: what it wrote last goes to whoever still reads. Safe to call again."""
         with suppress(ConversationLost):
             self.flush()

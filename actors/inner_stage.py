@@ -74,6 +74,11 @@ class InnerStage:
         #: Of a root: whether something below it is worth a trace, whatever becomes of itself.
         self.is_remarkable = False
 
+    @property
+    def has_others(self) -> bool:
+        """Whether it is not the only stage of its tree in this host."""
+        return self.called or self._caller is not None
+
     # -------------------------------------------------------------------------------------------- its guest's thread
 
     def open(self, head: OutgoingHead) -> InnerOutgoing | ErrorCode | None:
@@ -358,7 +363,7 @@ class _Run:
         try:
             ended = house.run_inner(made.conversation, request, self._taken, recorder, stage)
         finally:
-            made.conversation.take_leave()
+            made.conversation.pass_on()
             inner.ended(caller._request.worker)
             stage.over(0)  # nothing, when its host has said so
             made.end(ended)

@@ -281,6 +281,10 @@ class IsolateHost:
             # One place gives the isolate back, on every path: whatever happens here, it is not lost and not shared.
             self.desk.give_back(taken, recipe, keep=keep, memory_bytes=isolate.memory_bytes)
             self.watch.ran()
+        if stage.has_others:
+            # What is to be written down of a tree is more than of a request: its answer does not wait for that. It does
+            # for the isolate, or whoever reads it and asks again would find that busy.
+            conversation.pass_on()
         ended_ns = time.time_ns()
         attributes: dict[str, AttributeValue] = {
             Attr.WORKER: request.worker,

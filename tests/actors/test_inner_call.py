@@ -73,7 +73,7 @@ def test_an_answer_comes_whole_and_the_platforms_headers_do_not(call: InnerCall)
     callee.send(b"hello")
     callee.finish()
     assert call.outgoing.head() is None, "held back until the guest waits or ends"
-    callee.take_leave()
+    callee.pass_on()
     call.end(Ended(Outcome.OK))
     assert call.outgoing.head() == ResponseHead(201, (("x", b"y"),))
     assert (call.outgoing.read_body(3), call.outgoing.read_body(3), call.outgoing.read_body(3)) == (b"hel", b"lo", None)
@@ -94,7 +94,7 @@ def test_an_ending_without_a_head_is_a_page(call: InnerCall) -> None:
 def test_an_answer_that_breaks_off_is_lost_after_what_came(call: InnerCall) -> None:
     call.conversation.send_head(ResponseHead(200))
     call.conversation.send(b"half")
-    call.conversation.take_leave()
+    call.conversation.pass_on()
     call.end(Ended(Outcome.EXCEEDED_CPU))
     assert call.outgoing.head() == ResponseHead(200)
     assert call.outgoing.read_body(1000) == b"half"
@@ -149,7 +149,7 @@ def test_an_answer_waits_for_its_reader_at_a_bound(
             call.conversation.send(piece)
             most.append(call.answer.held_bytes)
         call.conversation.finish()
-        call.conversation.take_leave()
+        call.conversation.pass_on()
         call.end(Ended(Outcome.OK))
 
     on_a_thread(answer)
