@@ -14,8 +14,6 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -113,17 +111,24 @@ class CrashTable:
         self._path.unlink(missing_ok=True)
 
 
-@contextmanager
-def written_down(
-    table: CrashTable | None, phase: Phase, version: str, worker: str = "", request_id: str = ""
-) -> Iterator[None]:
+class written_down:
     """What is done within may be the end of this process, and stands in the table meanwhile, if there is one."""
-    slot = -1 if table is None else table.begin(phase, time.time_ns() // 1_000_000, version, worker, request_id)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_slot", "_table")
+
+    def __init__(
+        self, table: CrashTable | None, phase: Phase, version: str, worker: str = "", request_id: str = ""
+    ) -> None:
+        self._table = table
         if table is not None:
-            table.end(slot)
+            self._slot = table.begin(phase, time.time_ns() // 1_000_000, version, worker, request_id)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *fault: object) -> None:
+        if self._table is not None:
+            self._table.end(self._slot)
 
 
 def left_behind(path: Path) -> LeftBehind | None:

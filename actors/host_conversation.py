@@ -10,8 +10,8 @@ next epoch tick, a millisecond later at most: a hello is one write, and a stream
 import select
 import socket
 import time
-from contextlib import suppress
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from actors.connection import HEADER, Frame, FrameReader, LinkBroken, frame
 from actors.exchange import WINDOW_BYTES_MAX, Request, Served

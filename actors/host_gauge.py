@@ -11,6 +11,8 @@ as its budget allows is full in the best sense, and makes room for whoever comes
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
+
 from actors.exchange import Load
 
 
@@ -25,8 +27,7 @@ class GaugeLimits:
     cpu_window_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Filled:
+class Filled(msgspec.Struct, frozen=True):
     """What is taken of something that has a bound."""
 
     taken: int

@@ -9,8 +9,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from actors.decision import Start
 from actors.exchange import Request
@@ -19,8 +20,7 @@ from isolates.limits import IsolateLimits
 _log = logging.getLogger("everwarm.host")
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True):
     """What it takes to start an isolate of a version."""
 
     version: str

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace as replaced
 
 from msgspec.structs import replace
 
@@ -101,7 +100,7 @@ class Submissions:
         # Of a driver that is itself traced; otherwise the trace starts here.
         given = parse_traceparent(request.traceparent)
         parent = NO_PARENT if given is None else given.span_id
-        recorder.context = replaced(recorder.context.child(root_id), sampled=True)
+        recorder.context = replace(recorder.context.child(root_id), sampled=True)
         began_ns = time.time_ns()
         request = replace(request, traceparent=recorder.context.traceparent(), edge=self._server)
         answer, _, home = await self._answer(request, body, recorder)

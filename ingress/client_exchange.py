@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
-from dataclasses import replace as replaced
 from typing import Any, Protocol
 
 import msgspec
@@ -146,7 +145,7 @@ class ClientExchange:
             given.traceparent() if given is not None else "", edge.name, Role.INGRESS, edge.entropy
         )
         # Whether its own part is kept is its client's business; ours is ours.
-        self._recorder.context = replaced(self._recorder.context, sampled=edge.traces)
+        self._recorder.context = replace(self._recorder.context, sampled=edge.traces)
         self._root_id = self._recorder.new_id()
         under_root = self._recorder.context.child(self._root_id)
         self._request = replace(request, traceparent=under_root.traceparent(), edge=edge.name)

@@ -7,16 +7,20 @@ so their constructor checks nothing; `validate` does, at the border where report
 The lists here are closed: a span name or an attribute name that is not in this file does not exist. HTTP names follow
 the OpenTelemetry semantic conventions; what is ours starts with `everwarm.`.
 
+`msgspec` structs where a request makes several: they are made in a fifth of the time of a frozen dataclass.
+
 Pure: identifiers are made from random bytes, and times from nanoseconds, that the caller passes in.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, TypeAlias
+
+import msgspec
 
 AttributeValue: TypeAlias = str | int | float | bool
 
@@ -50,8 +54,7 @@ def _hex_id(entropy: bytes, size_bytes: int) -> str:
     return entropy.hex() if any(entropy) else "0" * (2 * size_bytes - 1) + "1"
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(msgspec.Struct, frozen=True):
     """Where in which trace the bearer is: `span_id` is the parent of the spans it will make.
 
     `trace_id`: 32 lower-case hex digits, `span_id`: 16, neither all zeros. `sampled`: the caller keeps its part.
@@ -181,17 +184,15 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SpanEvent:
+class SpanEvent(msgspec.Struct, frozen=True, array_like=True):
     """Something at one moment (`at_ns`, unix nanoseconds) inside a span, e.g. a line of a guest's log."""
 
     name: str
     at_ns: int
-    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    attributes: dict[str, AttributeValue] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True, array_like=True):
     """One piece of work. Times are unix nanoseconds; `server` is the machine ("server-1"), `role` one of `Role`.
 
     `parent_span_id` is None for a trace that started here. `error` is true when the work failed, not when it was
@@ -206,7 +207,7 @@ class Span:
     end_ns: int
     server: str
     role: str
-    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    attributes: dict[str, AttributeValue] = msgspec.field(default_factory=dict)
     events: tuple[SpanEvent, ...] = ()
     error: bool = False
 

@@ -6,14 +6,15 @@ What arrives may come from a process that runs tenants' code, so it is checked w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from tracing.trace import AttributeValue, Span, SpanEvent, validate
 
-_WIRE_VERSION: Final = 1
+_WIRE_VERSION: Final = 2
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 

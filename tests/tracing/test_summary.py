@@ -1,8 +1,7 @@
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tracing.summary import TraceSummary, in_order, root_of, summarize
 from tracing.trace import Attr, AttributeValue, Role, Span, SpanName
@@ -125,5 +124,5 @@ def test_the_root_is_the_ingress_even_when_a_nested_stage_lost_its_caller() -> N
     other = span(4, 78, SpanName.REQUEST, 0, 9, role=Role.ISOLATE_HOST)
     assert root_of([other, nested, ingress]) == ingress
     assert root_of([other, nested]) == nested
-    assert root_of([dataclasses.replace(nested, parent_span_id=ingress.span_id), ingress]) == ingress
+    assert root_of([replace(nested, parent_span_id=ingress.span_id), ingress]) == ingress
     assert root_of([span(5, 1, SpanName.QUEUE, 0, 1)]) is None

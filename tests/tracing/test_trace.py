@@ -1,10 +1,10 @@
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from opentelemetry.semconv._incubating.attributes import (
     client_attributes,
     error_attributes,
@@ -144,14 +144,14 @@ def test_names_that_are_not_ours_are_those_of_opentelemetry() -> None:
 
 def a_span(**changes: object) -> Span:
     span = Span(TRACE, PARENT, None, SpanName.REQUEST, 10, 20, "server-1", Role.INGRESS, {Attr.OUTCOME: "ok"})
-    return dataclasses.replace(span, **changes)  # type: ignore[arg-type]
+    return replace(span, **changes)  # type: ignore[arg-type]
 
 
 def test_a_span_is_small_and_fixed() -> None:
     span = a_span()
     assert validate(span) is None
     assert not hasattr(span, "__dict__")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         span.name = SpanName.HOP  # type: ignore[misc]
 
 

@@ -1,9 +1,9 @@
-import dataclasses
 from datetime import timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tracing.summary import summarize
 from tracing.trace import Attr, AttributeValue, EventName, Role, Span, SpanEvent, SpanName
@@ -38,7 +38,7 @@ TLS = span(2, 1, SpanName.TLS, 0, 3, "server-1", Role.INGRESS)
 HOP = span(3, 1, SpanName.HOP, 4, 39, "server-1", Role.SERVER, {Attr.HOME: "server-2"})
 QUEUE = span(4, 3, SpanName.QUEUE, 6, 6.5, "server-2", Role.SHARD_SERVER, {Attr.QUEUE_MS: 0.5})
 MAP = span(5, 3, SpanName.MAP, 7, 9, "server-2", Role.ISOLATE_HOST)
-HANDLER = dataclasses.replace(
+HANDLER = replace(
     span(6, 3, SpanName.HANDLER, 20, 38, "server-2", Role.ISOLATE_HOST, {Attr.CPU_MS: 7.4}),
     events=(SpanEvent(EventName.LOG, T0 + 30_000_000, {Attr.LOG_TEXT: "cart 7 has 3 items"}),),
 )
@@ -79,7 +79,7 @@ def test_without_a_root_what_is_there_is_shown() -> None:
 
 def test_refused_and_failed_say_so() -> None:
     refused = span(2, 1, SpanName.HOP, 1, 2, "server-1", Role.SERVER, {Attr.REFUSED: "memory"})
-    failed = dataclasses.replace(
+    failed = replace(
         span(3, 1, SpanName.HANDLER, 2, 9, "server-1", Role.ISOLATE_HOST, {Attr.OUTCOME: "exceededCpu"}), error=True
     )
     lines = draw([span(1, None, SpanName.REQUEST, 0, 10, "server-1", Role.INGRESS), refused, failed], 8).splitlines()
@@ -90,15 +90,15 @@ def test_refused_and_failed_say_so() -> None:
 
 def test_what_a_tenant_wrote_does_not_reach_the_terminal_as_commands() -> None:
     evil = "\x1b[2J\r\nroot# \u202e"
-    root = dataclasses.replace(ROOT, attributes={Attr.URL_PATH: evil, Attr.WORKER: evil, Attr.OUTCOME: evil})
-    loud = dataclasses.replace(HANDLER, events=(SpanEvent(EventName.LOG, T0, {Attr.LOG_TEXT: evil}),))
+    root = replace(ROOT, attributes={Attr.URL_PATH: evil, Attr.WORKER: evil, Attr.OUTCOME: evil})
+    loud = replace(HANDLER, events=(SpanEvent(EventName.LOG, T0, {Attr.LOG_TEXT: evil}),))
     for line in [*draw([root, loud]).split("\n"), summary_line(summarize([root, loud]))]:
         assert line.isprintable(), repr(line)
 
 
 def test_many_lines_of_log_are_cut() -> None:
     event = SpanEvent(EventName.STDOUT, T0, {Attr.LOG_TEXT: "x" * 500, Attr.TRUNCATED: True})
-    lines = draw([ROOT, dataclasses.replace(HANDLER, events=(event,) * 20)]).splitlines()
+    lines = draw([ROOT, replace(HANDLER, events=(event,) * 20)]).splitlines()
     assert lines[-1].strip() == "· 12 more"
     assert lines[-2].endswith("x… (truncated)")
     assert len(lines) == 1 + 2 + 8 + 1
@@ -106,7 +106,7 @@ def test_many_lines_of_log_are_cut() -> None:
 
 def test_the_end_of_a_line_of_log_is_not_shown() -> None:
     event = SpanEvent(EventName.STDOUT, T0, {Attr.LOG_TEXT: "one\ntwo\n"})
-    assert draw([ROOT, dataclasses.replace(HANDLER, events=(event,))]).endswith(" stdout: one·two")
+    assert draw([ROOT, replace(HANDLER, events=(event,))]).endswith(" stdout: one·two")
 
 
 def test_no_spans_are_no_waterfall() -> None:
@@ -163,7 +163,7 @@ def test_a_row_of_which_little_is_known() -> None:
 
 
 def test_a_row_of_a_refused_request_with_a_long_path() -> None:
-    root = dataclasses.replace(ROOT, attributes={Attr.URL_PATH: "/" + "x" * 99, Attr.REFUSED: "memory"})
+    root = replace(ROOT, attributes={Attr.URL_PATH: "/" + "x" * 99, Attr.REFUSED: "memory"})
     row = summary_line(summarize([root]))
     assert "x…  " in row
     assert "refused" in row

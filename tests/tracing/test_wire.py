@@ -1,9 +1,8 @@
-import dataclasses
-
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tracing.trace import ATTRIBUTES, Attr, EventName, Role, Span, SpanEvent, SpanName, new_span_id, new_trace_id
 from tracing.wire import Malformed, WireLimits, decode_spans, encode_spans
@@ -85,8 +84,8 @@ def test_too_large_is_refused_before_it_is_read() -> None:
 
 
 def test_another_version_is_refused_by_its_number() -> None:
-    assert decode_spans(msgspec.msgpack.encode([2, {"shape": "unknown"}])) == Malformed(
-        "a report of version 2, and this is version 1"
+    assert decode_spans(msgspec.msgpack.encode([3, {"shape": "unknown"}])) == Malformed(
+        "a report of version 3, and this is version 2"
     )
 
 
@@ -109,7 +108,7 @@ def test_a_span_outside_the_closed_lists_is_refused() -> None:
 def test_odd_values_are_carried_as_text(value: str | int, carried: str) -> None:
     neighbour = a_span(**{Attr.HTTP_STATUS: 200})
     log = SpanEvent(EventName.LOG, 1, {Attr.LOG_TEXT: "\ud800"})
-    odd = dataclasses.replace(a_span(**{Attr.URL_PATH: value}), span_id="3" * 16, events=(log,))
+    odd = replace(a_span(**{Attr.URL_PATH: value}), span_id="3" * 16, events=(log,))
     decoded = decode_spans(encode_spans([neighbour, odd]))
     assert isinstance(decoded, list)
     assert decoded[0] == neighbour
