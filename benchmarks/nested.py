@@ -2,9 +2,8 @@
 
     python -m benchmarks.nested [--json] [--rounds N]
 
-Starts three servers of its own, and deploys workers until some have their homes where they are wanted. Requests go over
-connections that are open, to warm workers, in turns, so that a machine whose speed drifts is as fast for one as for
-the others:
+Starts three servers of its own, and deploys workers whose homes are where they are wanted. Requests go over connections
+that are open, to warm workers, in turns, so that a machine whose speed drifts is as fast for one as for the others:
 
 * ``hello_ms_p50``                  one hello at its home;
 * ``binding_same_machine_ms_p50``   a worker that fetches that hello by a service binding, at the same home: two guests;
@@ -16,6 +15,10 @@ the others:
   default sampling that go to a backend, over those without any: the median of pairs of rounds, one right after the
   other, whose order alternates. ``traced_rps`` and ``untraced_rps`` are medians as well.
 
+A worker that a server asks for often gets an isolate there, and then nothing goes to another machine any more. So there
+are many of those that are to be far, each asked a few times; ``far_share`` is how many of the calls that were to go to
+other machines were answered there.
+
 Medians; single figures of one machine in one run. Compare only what was measured in the same run.
 """
 
@@ -23,11 +26,14 @@ import argparse
 import multiprocessing
 import statistics
 import sys
+from dataclasses import dataclass
 from itertools import count
 
 import uvloop
 
 from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding
+from actors.catalog import Catalog
+from actors.ring import Ring, worker_key
 from benchmarks.first_light import open_connection, throughput_process, timed_ms
 from benchmarks.local_cluster import WORKERS, LocalCluster, local_cluster, print_result
 from benchmarks.otlp_sink import otlp_sink
@@ -35,10 +41,22 @@ from benchmarks.replay.ray_call import RayCall, RayCalls
 
 #: As many bytes as the offer of a small nested request has.
 _OFFER_BYTES = 1_200
-_NAMES_MAX = 200
+#: Of a worker that is asked from elsewhere; with fourteen in ten minutes a copy pays (``heat``).
+_FAR_REQUESTS_MAX = 10
 #: Enough for both cores to be busy, and for requests to wait a little.
 _CONNECTIONS = 16
 _ROUND_S = 1.0
+_SERVERS = tuple(f"server-{i}" for i in (1, 2, 3))
+_CALLEE = "http://callee.binding.internal/"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: which server is asked, which worker, and its path."""
+
+    server: str
+    worker: str
+    path: str
 
 
 class Placed:
@@ -47,30 +65,58 @@ class Placed:
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
         self._numbers = count(1)
+        with Catalog.open(cluster.home.control / "catalog.sqlite") as catalog:
+            self._ring = Ring(0, dict.fromkeys(_SERVERS, 1), catalog.cluster_secret())
 
     def deploy(self, home: str, zig: str, bindings: Bindings, namespace: str = "") -> str:
-        """The name of a worker that is at home on ``home``; others of it are left where they fell."""
-        component = (WORKERS / "zig" / zig / "worker.wasm").read_bytes()
-        for _ in range(_NAMES_MAX):
+        """The name of a worker that is at home on ``home``."""
+        while True:
             user = f"{zig}-{next(self._numbers)}"
             name = f"{namespace}/{user}" if namespace else user
-            self._cluster.client.deploy(
-                user, component, plan="paid", limits={"cpu_ms": 1_000}, bindings=bindings, namespace=namespace
-            )
-            homes = self._cluster.client.statistics()["server-1/server"]["homes"]
-            if homes[name] == home:
-                return name
-        raise RuntimeError(f"no name of {_NAMES_MAX} has its home on {home}")
+            if self._ring.home_of(worker_key("default", name)) == home:
+                break
+        self._cluster.client.deploy(
+            user, (WORKERS / "zig" / zig / "worker.wasm").read_bytes(), plan="paid", limits={"cpu_ms": 1_000},
+            bindings=bindings, namespace=namespace,
+        )  # fmt: skip
+        return name
+
+    def far_binding(self) -> Ask:
+        """A worker on the first server whose callee is at home on the second."""
+        callee = self.deploy("server-2", "hello", Bindings())
+        caller = self.deploy("server-1", "fetch", Bindings(services=(ServiceBinding("callee", callee),)))
+        return Ask("server-1", caller, f"/?url={_CALLEE}")
+
+    def far_tree(self) -> Ask:
+        """A dispatcher on the first server, its user's worker on the second, their outbound worker on the third."""
+        guard = self.deploy("server-3", "hello", Bindings())
+        user = self.deploy("server-2", "fetch", Bindings(), "customers").partition("/")[2]
+        dispatcher = self.deploy(
+            "server-1",
+            "fetch",
+            Bindings(dispatch=(DispatchBinding("customers", "customers"),), outbound=Outbound(guard)),
+        )
+        return Ask("server-1", dispatcher, f"/?url=http://{user}.dispatch.internal/?url=http://example.com/")
 
 
-async def measure(cluster: LocalCluster, paths: dict[str, tuple[str, str, str]], rounds: int) -> dict[str, float]:
-    """The median of each, in ms. ``paths``: by figure the server that is asked, the worker and the path."""
+def answered(cluster: LocalCluster, server: str) -> int:
+    """Requests that the hosts of a server have run to a good end."""
+    return sum(
+        counted["outcomes"].get("ok", 0)
+        for address, counted in cluster.client.statistics().items()
+        if address.startswith(f"{server}/host")
+    )
+
+
+async def measure(cluster: LocalCluster, asks: dict[str, list[Ask]], rounds: int) -> dict[str, float]:
+    """The median of each, in ms. ``asks``: by figure those that are asked in turn."""
     tls = cluster.tls()
     connections = {server: await open_connection(port, tls) for server, port in cluster.ports.items()}
-    took: dict[str, list[float]] = {figure: [] for figure in paths}
+    took: dict[str, list[float]] = {figure: [] for figure in asks}
     for number in range(rounds + rounds // 10):
-        for figure, (server, worker, path) in paths.items():
-            took_ms = await timed_ms(connections[server], f"{worker}.localhost", path)
+        for figure, those in asks.items():
+            ask = those[number % len(those)]
+            took_ms = await timed_ms(connections[ask.server], f"{ask.worker}.localhost", ask.path)
             if number >= rounds // 10:  # the first ones start isolates, open connections and lines
                 took[figure].append(took_ms)
     return {figure: round(statistics.median(times), 3) for figure, times in took.items()}
@@ -107,38 +153,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300, help="requests of each kind")
     parser.add_argument("--pairs", type=int, default=12, help="rounds of a second with traces, and without")
     options = parser.parse_args()
-    with local_cluster("--servers", "3") as cluster:
+    with local_cluster("--servers", str(len(_SERVERS))) as cluster:
         placed = Placed(cluster)
-        print("deploying workers", file=sys.stderr)
-        none = Bindings()
-        hello = placed.deploy("server-1", "hello", none)
-        far = placed.deploy("server-2", "hello", none)
-        guard = placed.deploy("server-3", "hello", none)
+        asked = options.rounds + options.rounds // 10
+        many = -(-asked // _FAR_REQUESTS_MAX)
+        print(f"deploying {5 * many + 2} workers", file=sys.stderr)
+        hello = placed.deploy("server-1", "hello", Bindings())
         near = placed.deploy("server-1", "fetch", Bindings(services=(ServiceBinding("callee", hello),)))
-        across = placed.deploy("server-1", "fetch", Bindings(services=(ServiceBinding("callee", far),)))
-        user = placed.deploy("server-2", "fetch", none, "customers").partition("/")[2]
-        dispatcher = placed.deploy(
-            "server-1",
-            "fetch",
-            Bindings(dispatch=(DispatchBinding("customers", "customers"),), outbound=Outbound(guard)),
-        )
-        callee = "/?url=http://callee.binding.internal/"
-        tree = f"/?url=http://{user}.dispatch.internal/?url=http://example.com/"
-        paths = {
-            "hello_ms_p50": ("server-1", hello, "/"),
-            "binding_same_machine_ms_p50": ("server-1", near, callee),
-            "binding_other_machine_ms_p50": ("server-1", across, callee),
-            "tree_three_machines_ms_p50": ("server-1", dispatcher, tree),
+        asks = {
+            "hello_ms_p50": [Ask("server-1", hello, "/")],
+            "binding_same_machine_ms_p50": [Ask("server-1", near, f"/?url={_CALLEE}")],
+            "binding_other_machine_ms_p50": [placed.far_binding() for _ in range(many)],
+            "tree_three_machines_ms_p50": [placed.far_tree() for _ in range(many)],
         }
         print(f"{options.rounds} requests of each kind", file=sys.stderr)
+        before = answered(cluster, "server-2") + answered(cluster, "server-3")
         ray_calls = RayCalls(RayCall(_OFFER_BYTES))
         try:
-            figures = uvloop.run(measure(cluster, paths, options.rounds))
+            figures = uvloop.run(measure(cluster, asks, options.rounds))
         finally:
             ray_ms = ray_calls.close()
         figures["ray_call_p50_ms"] = round(statistics.median(ray_ms), 3)
+        far = answered(cluster, "server-2") + answered(cluster, "server-3") - before
+        figures["far_share"] = round(far / (3 * asked), 3)
         print(f"{options.pairs} rounds with traces, and without", file=sys.stderr)
-        figures |= tracing_cost(cluster, "server-1", near, callee, options.pairs)
+        figures |= tracing_cost(cluster, "server-1", near, f"/?url={_CALLEE}", options.pairs)
         print_result(dict(figures), as_json=options.json)
 
 
