@@ -52,7 +52,7 @@ def worker_key(cordon: str, worker_name: str) -> str:
     A cordon's name holds no slash, so no two pairs give one key. The version is left out on purpose: a deploy keeps
     its home. Raises ValueError when `cordon` is not a cordon's name or `worker_name` not a worker's.
     """
-    if not is_worker_name(cordon):
+    if not is_worker_name(cordon.removeprefix("@")):
         raise ValueError("cordon: must be a name without a slash")
     if not is_worker(worker_name):
         raise ValueError("worker_name: must be a worker's name, or NAMESPACE/USER")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from actors.catalog import Deployed
+from actors.cordons import cordon_of
 from actors.ring import Ring, worker_key
 from actors.worker import CORDON_DEFAULT, Deployment, Version
 from isolates.outcome import Outcome
@@ -63,7 +64,7 @@ class ClusterView:
     def key_of(self, worker: str) -> str:
         """A worker's key in the ring: its cordon's name and its own."""
         deployed = self.workers.get(worker)
-        return worker_key(CORDON if deployed is None else deployed.versions[0].cordon, worker)
+        return worker_key(cordon_of(worker) if deployed is None else deployed.versions[0].cordon, worker)
 
     def home_of(self, worker: str) -> str | None:
         """The server that is home to a worker, by this view."""

@@ -22,17 +22,18 @@ from typing import Final
 
 from actors.bindings import NOTHING_BOUND, Bindings
 from actors.plain import checked_fields, checked_list
-from actors.worker_names import cordon_name, namespace_of, worker_name
+from actors.worker_names import cordon_for, namespace_of, users_cordon, worker_name
 
-PLAIN_SCHEMA: Final = 4
+PLAIN_SCHEMA: Final = 5
 """Schema number written into every plain dict here; bumped when a field is added, renamed or changes its meaning.
 
 What is kept from schema 1 on is still read: 2 added a version's `reuse`, 3 its `cordon`, and 4 its `bindings` and a
-deployment's `routes`, which are then the default ones.
+deployment's `routes`, which are then the default ones. Before 5 a user's worker of a namespace was in the default
+cordon; read now, it is in that of its namespace's users.
 """
 
 CORDON_DEFAULT: Final = "default"
-"""The group of workers of one trust that a worker is in whose deploy names no other."""
+"""The group of workers of one trust that a worker without a namespace is in whose deploy names no other."""
 
 _VERSION_ID: Final = re.compile(r"[0-9a-f]{16}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -288,7 +289,7 @@ class Version:
 
     def __post_init__(self) -> None:
         _check_worker(self.worker)
-        cordon_name(self.cordon)
+        cordon_for(self.worker, self.cordon)
         _check_text("version_id", self.version_id, _VERSION_ID)
         _check_text("component_digest", self.component_digest, _DIGEST)
         if not isinstance(self.limits, Limits):
@@ -339,7 +340,14 @@ class Version:
         if values["plan"] not in _PLANS:
             raise ValueError("plan: must be one of " + ", ".join(_PLANS))
         values["plan"] = Plan(str(values["plan"]))
+        schema = int(plain["schema"]) if isinstance(plain, dict) else PLAIN_SCHEMA
+        values["cordon"] = read_cordon(schema, values["cordon"], namespace_of(str(values["worker"])))
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks types
+
+
+def read_cordon(schema: int, cordon: object, namespace: str) -> object:
+    """What a version's `cordon`, as it was written in `schema`, means. Whoever makes a version of it checks it."""
+    return users_cordon(namespace) if schema < 5 and namespace and cordon == CORDON_DEFAULT else cordon
 
 
 _VERSION_NAMES: Final = tuple(field.name for field in fields(Version))

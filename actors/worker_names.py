@@ -52,8 +52,27 @@ def namespace_of(worker: str) -> str:
 
 
 def cordon_name(text: str) -> str:
-    """`text` as the name of a cordon, a group of workers of one trust: spelled like a worker's. Raises ValueError."""
-    return label_of("cordon", text)
+    """`text` as the name of a cordon, a group of workers of one trust (`actors.cordons`). Raises ValueError.
+
+    It is spelled like a worker's, or it is a namespace's users': those begin with what no other name begins with, so
+    that no operator's cordon is by accident that of somebody's users.
+    """
+    is_users = isinstance(text, str) and text.startswith("@")
+    return users_cordon(text[1:]) if is_users else label_of("cordon", text)
+
+
+def cordon_for(worker: str, text: str) -> str:
+    """`text` as the name of a cordon that `worker` may be in: not that of another namespace's users, nor of any if it
+    is in none. Raises ValueError."""
+    cordon = cordon_name(text)
+    if cordon.startswith("@") and cordon[1:] != namespace_of(worker):
+        raise ValueError(f"cordon: {cordon} is for the users of that namespace alone")
+    return cordon
+
+
+def users_cordon(namespace: str) -> str:
+    """The cordon of a dispatch namespace's users. Raises ValueError."""
+    return "@" + label_of("cordon", namespace)
 
 
 def label_of(field: str, value: object) -> str:

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from actors.bindings import Bindings, Outbound, ServiceBinding
 from actors.bindings import DispatchBinding as Dispatch
 from actors.worker import Deployment, Limits, Plan, Reuse, Share, Version, is_route, make_version_id, normal_route
-from actors.worker_names import cordon_name, is_worker, is_worker_name, namespace_of, user_worker, worker_name
+from actors.worker_names import (
+    cordon_for,
+    cordon_name,
+    is_worker,
+    is_worker_name,
+    namespace_of,
+    user_worker,
+    worker_name,
+)
 
 FREE = Limits.for_plan(Plan.FREE)
 PAID = Limits.for_plan(Plan.PAID)
@@ -220,12 +228,24 @@ def test_a_route_stands_once_and_routes_are_bounded() -> None:
             Deployment.whole("hello", OLD, routes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cordon", ["", "Partners", "a/b", "9lives", "x" * 64])
+def test_before_schema_5_users_of_a_namespace_were_in_the_default_cordon() -> None:
+    for schema, worker, cordon, read in (
+        (4, "production/alice", "default", "@production"),
+        (4, "production/alice", "partners", "partners"),
+        (4, "hello", "default", "default"),
+        (5, "production/alice", "default", "default"),
+    ):
+        version = replace(a_version(), worker=worker, cordon=cordon)
+        assert Version.from_plain({**version.to_plain(), "schema": schema}).cordon == read
+
+
+@pytest.mark.parametrize("cordon", ["", "Partners", "a/b", "9lives", "x" * 64, "@", "@Partners", "@a@b", "@production"])
 def test_a_cordon_is_named_like_a_worker(cordon: str) -> None:
     with pytest.raises(ValueError, match=r"^cordon:"):
         replace(a_version(), cordon=cordon)
     with pytest.raises(ValueError, match=r"^cordon:"):
-        cordon_name(cordon)
+        cordon_for("hello", cordon)
+    assert cordon_for("production/alice", "@production") == "@production"
     assert cordon_name("partners") == replace(a_version(), cordon="partners").cordon
 
 
@@ -272,7 +292,7 @@ def test_why_isolates_are_let_go_early() -> None:
 
 
 @pytest.mark.parametrize("kind", [Limits, Version, Deployment])
-@pytest.mark.parametrize("schema", [0, 5, "1", None, True, 1.0])
+@pytest.mark.parametrize("schema", [0, 6, "1", None, True, 1.0])
 def test_an_unknown_schema_is_refused(kind: type[Limits | Version | Deployment], schema: object) -> None:
     with pytest.raises(ValueError, match=r"^schema:"):
         kind.from_plain({"schema": schema})
