@@ -125,7 +125,7 @@ def decide(load: Load, in_flight: int, limits: AdmissionLimits, offer: Offer, *,
         return Verdict(Admission.REFUSE, RefusalReason.BUSY)
     if _delay(load, limits) > refused_at:
         return Verdict(Admission.REFUSE, RefusalReason.QUEUE)
-    if load.memory_bytes > limits.memory_bytes_max and not offer.resident:
+    if _is_short_of_memory(load, limits) and not offer.resident:
         return Verdict(Admission.REFUSE, RefusalReason.MEMORY)
     return _ADMIT
 
@@ -136,8 +136,16 @@ def nearly_full(load: Load, in_flight: int, limits: AdmissionLimits) -> bool:
         load.nearly_full  # the host's own word: it has nothing left that it could let go
         or max(_crowd(in_flight, limits), _delay(load, limits)) >= limits.nearly_full_at
         or load.cpu_load >= limits.cpu_load_nearly_full
-        or load.memory_bytes > limits.memory_bytes_max
+        or _is_short_of_memory(load, limits)
     )
+
+
+def _is_short_of_memory(load: Load, limits: AdmissionLimits) -> bool:
+    """Whether a host holds more than its budget: the configured one, or its part of it as it says itself."""
+    budget_bytes = limits.memory_bytes_max
+    if load.memory_bytes_max:
+        budget_bytes = min(budget_bytes, _critical(load.memory_bytes_max))
+    return load.memory_bytes > budget_bytes
 
 
 def _crowd(in_flight: int, limits: AdmissionLimits) -> float:

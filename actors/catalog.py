@@ -36,6 +36,7 @@ from actors.worker import (
     Reuse,
     Version,
     make_version_id,
+    read_cordon,
 )
 from actors.worker_names import worker_name
 
@@ -289,6 +290,20 @@ class Catalog:
             seq = self._next_seq()
             self._append(seq, ChangeKind.REMOVE, worker, at_ms, author, {})
         return seq
+
+    def cordons(self) -> set[str]:
+        """The cordons of all that is deployed."""
+        rows = self._database.execute(
+            "SELECT DISTINCT json_extract(version.detail, '$.schema') AS schema,"
+            " json_extract(version.detail, '$.cordon') AS cordon,"
+            " substr(version.worker, 1, instr(version.worker, '/')) AS namespace"
+            " FROM deployed, json_each(deployed.detail, '$.shares') AS share"
+            " JOIN version ON version.version_id = json_extract(share.value, '$.version_id')"
+        )
+        return {
+            str(read_cordon(schema, cordon or CORDON_DEFAULT, namespace.rstrip("/")))
+            for schema, cordon, namespace in rows
+        }
 
     def seq(self) -> int:
         """The number of the latest change, 0 when there is none."""

@@ -49,6 +49,7 @@ class Frame(IntEnum):
     RETURNED = 33
     RAISED = 34
     LIVE = 40
+    MEMORY = 41
 
 
 #: Looked up, for each frame: making an enumeration's member from its value takes a microsecond.

@@ -10,11 +10,12 @@ while the other switches, so that code is in place wherever a request can be sen
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from actors.catalog import Catalog
+from actors.cordon_keeper import CordonKeeper, HaveHosts
 from actors.deployer import Deployer
 from actors.deploys import Deploys
 from actors.distribution import Distribution, Share
@@ -27,7 +28,6 @@ from actors.secret_store import SecretStore
 from actors.store_file import StoreFile
 from actors.stores import ORDER, TOLD
 from actors.view import decode_plain, deployed_to_plain, encode_plain
-from actors.worker import CORDON_DEFAULT
 
 _PAGE = 500
 
@@ -42,18 +42,19 @@ class ControlPlane:
         peers: Peers,
         now_ms: Callable[[], int],
         watch: Watch | None = None,
-        hosts: Mapping[str, int] | None = None,
+        have_hosts: HaveHosts | None = None,
         limits: MembershipLimits | None = None,
         preload: bool = False,
         share: Share | None = None,
     ) -> None:
-        """``watch``: see ``RingKeeper``. ``hosts``: of each cordon, the host processes that every server has.
+        """``watch``: see ``RingKeeper``. ``have_hosts``: see ``CordonKeeper``.
         ``preload``: a deploy has an isolate started at the worker's home before it switches. ``share``: see
         ``Distribution``."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._catalog = Catalog.open(directory / "catalog.sqlite")
         self._secrets = SecretStore(directory / "secrets.sqlite")
         self._stores = StoreFile(directory / "stores.sqlite")
+        self._cordons = CordonKeeper(self._catalog.cordons, have_hosts)
         deployer = Deployer(directory)
         fleet = Fleet(peers)
         distribution = Distribution(self._catalog, deployer, fleet, *([share] if share else []))
@@ -78,7 +79,7 @@ class ControlPlane:
             home_of=self._ring.home_of,
             changing=changing,
             now_ms=now_ms,
-            hosts=hosts or {CORDON_DEFAULT: 1},
+            cordons=self._cordons,
             preload=preload,
         )
         self.join, self.leave, self.members = self._ring.join, self._ring.leave, self._ring.members
@@ -93,6 +94,7 @@ class ControlPlane:
             "history": self.history,
             "describe": self.describe,
             "store": self.store,
+            "cordons": self.cordons,
         }
 
     async def keep(self) -> None:
@@ -134,6 +136,10 @@ class ControlPlane:
                 "unset_secrets": unset,
             }
         )
+
+    async def cordons(self, payload: bytes) -> bytes:
+        """The cordons that servers are to have host processes for, the default one first."""
+        return encode_plain(list(self._cordons.cordons))
 
     async def store(self, payload: bytes) -> bytes:
         """One operation on a key-value store, for a Server that has looked whose it is."""

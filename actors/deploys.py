@@ -9,11 +9,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 
 from actors.bindings import NOTHING_BOUND, Bindings
 from actors.catalog import Catalog, CatalogError
+from actors.cordon_keeper import CordonKeeper
+from actors.cordons import cordon_of
 from actors.deployer import Deployer
 from actors.distribution import Distribution
 from actors.fleet import Fleet
@@ -21,9 +23,10 @@ from actors.peer import Calls, PeerFailed, PeerLost
 from actors.plain import checked_list
 from actors.ring import worker_key
 from actors.view import decode_plain, deployed_to_plain, encode_plain
-from actors.worker import CORDON_DEFAULT, ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version, normal_route
-from actors.worker_names import cordon_name, worker_name
+from actors.worker import ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version, normal_route
+from actors.worker_names import worker_name
 from isolates.acceptance import Rejected
+from isolates.artifact import Compiled
 
 _log = logging.getLogger("everwarm.deploys")
 
@@ -52,8 +55,24 @@ class Job:
         self.phase, self.since_s = phase, now_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """An upload that is compiled and may be deployed."""
+
+    worker: str
+    compiled: Compiled
+    component_bytes: int
+    limits: Limits
+    plan: Plan
+    author: str
+    reuse: Reuse
+    cordon: str
+    bindings: Bindings
+    routes: tuple[str, ...]
+
+
 class Deploys:
-    """What is deployed, and how that changes. ``hosts``: of each cordon, the host processes that a server has.
+    """What is deployed, and how that changes. ``cordons``: has servers have hosts for what is deployed.
     ``secrets_of``: the values of a worker's secrets."""
 
     def __init__(
@@ -68,7 +87,7 @@ class Deploys:
         home_of: Callable[[str], str | None],
         changing: asyncio.Lock,
         now_ms: Callable[[], int],
-        hosts: Mapping[str, int],
+        cordons: CordonKeeper,
         preload: bool,
     ) -> None:
         self._catalog = catalog
@@ -80,7 +99,7 @@ class Deploys:
         self._home_of = home_of
         self._changing = changing
         self._now_ms = now_ms
-        self._hosts = hosts
+        self._cordons = cordons
         self._preload = preload
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +166,7 @@ class Deploys:
         wanted = plain.get("reuse", {})
         assert isinstance(wanted, dict)
         reuse = Reuse.from_manifest(wanted)
-        cordon = self._cordon(plain.get("cordon"))
+        cordon = cordon_of(name, str(plain.get("cordon") or ""))
         bindings = Bindings.from_plain(plain["bindings"]) if "bindings" in plain else NOTHING_BOUND
         routes = tuple(
             normal_route(str(route)) for route in checked_list(plain.get("routes", []), "routes", ROUTES_MAX)
@@ -158,16 +177,25 @@ class Deploys:
         if isinstance(compiled, Rejected):
             job.error = asdict(compiled)
             return
-        reuse = replace(reuse, single_shot=compiled.single_shot)
+        upload = _Upload(
+            name, compiled, len(component), limits, plan, author, replace(reuse, single_shot=compiled.single_shot),
+            cordon, bindings, routes,
+        )  # fmt: skip
         job.enter("distributing")
+        async with self._cordons.hosts_for(cordon):
+            await self._switch(job, upload)
+
+    async def _switch(self, job: Job, upload: "_Upload") -> None:
+        """Have a compiled upload answer: everywhere, at its home first, and then for all."""
+        name, compiled, author, routes = upload.worker, upload.compiled, upload.author, upload.routes
         servers = self._serving()
         late = await self._distribution.distribute(servers, compiled)
         if late:
             _log.warning("%s goes on without %s", name, late)
         async with self._changing:
             version = self._catalog.record_upload(
-                name, compiled.component_digest, len(component), limits, plan, author, self._now_ms(), reuse, cordon,
-                bindings,
+                name, compiled.component_digest, upload.component_bytes, upload.limits, upload.plan, author,
+                self._now_ms(), upload.reuse, upload.cordon, upload.bindings,
             )  # fmt: skip
             await self._publish_change(self._catalog.seq(), name, late)
         begins_with = self._secrets_of(name)
@@ -187,17 +215,18 @@ class Deploys:
             "worker": name,
             "version": version.version_id,
             "component_digest": compiled.component_digest,
-            "component_bytes": len(component),
+            "component_bytes": upload.component_bytes,
             "artifact_bytes": compiled.artifact_bytes,
             "own_bytes": compiled.own_bytes,
             "startup_cpu_ms": round(compiled.startup_cpu_ms, 2),
             "servers": servers,
             "late": sorted(late),
             "why_late": late,
-            "plan": plan.value,
+            "plan": upload.plan.value,
+            "cordon": upload.cordon,
             # It is allowed: whoever is bound to each other has to be deployed one after the other.
-            "missing": self._catalog.missing(bindings.workers()),
-            "unset_secrets": sorted(set(bindings.secrets) - set(self._secrets_of(name))),
+            "missing": self._catalog.missing(upload.bindings.workers()),
+            "unset_secrets": sorted(set(upload.bindings.secrets) - set(self._secrets_of(name))),
         }
 
     async def renew(self, worker: str, author: str) -> list[str]:
@@ -239,17 +268,6 @@ class Deploys:
                 await self._fleet.call(home, "preload", encode_plain(order))
         except (PeerLost, PeerFailed, TimeoutError) as away:
             _log.info("%s was not started at %s: %s", version.version_id, home, away or "it took too long")
-
-    def _cordon(self, asked: object) -> str:
-        """The cordon that a deploy names. ``ValueError`` when no host process of a server would be its own."""
-        cordon = cordon_name(str(asked or CORDON_DEFAULT))
-        if cordon not in self._hosts:
-            there = ", ".join(sorted(self._hosts))
-            raise ValueError(
-                f"cordon: {cordon} would be one more, and needs host processes of its own on every server; the servers"
-                f" of this cluster have host processes for {len(self._hosts)}: {there}"
-            )
-        return cordon
 
     async def _publish_change(self, seq: int, worker: str, late: Collection[str] = ()) -> None:
         """Tell all but those who are ``late``: they notice with their heartbeats, when they have the code or soon."""

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from actors.stage_report import Stage
-from actors.worker import REUSE_DEFAULT, Reuse
+from actors.worker import CORDON_DEFAULT, REUSE_DEFAULT, Reuse
 from isolates.conversation import RequestHead
 from isolates.outcome import Outcome
 
@@ -121,6 +121,8 @@ class Request(Struct, frozen=True):
     report_traces: ReportTraces | None = None
     #: Whether its version has variables or secrets: who starts an isolate asks its Server for them (``variables``).
     has_variables: bool = False
+    #: Its version's: only host processes of that cordon run it (``cordons``).
+    cordon: str = CORDON_DEFAULT
 
     def under(self, lease: "Lease") -> "Request":
         """The request for the version that ``lease`` is for."""
@@ -133,6 +135,7 @@ class Request(Struct, frozen=True):
             reuse=lease.reuse,
             at_home=lease.at_home,
             has_variables=lease.has_variables,
+            cordon=lease.cordon,
         )
 
 
@@ -168,6 +171,7 @@ class Lease(Struct, frozen=True):
     #: one that takes it back.
     issued: int = 0
     has_variables: bool = False
+    cordon: str = CORDON_DEFAULT
 
 
 class Load(Struct, frozen=True):
@@ -186,6 +190,8 @@ class Load(Struct, frozen=True):
     cpu_load: float = 0.0
     #: One more step and it refuses: whoever sends there does well to warm an isolate of its own.
     nearly_full: bool = False
+    #: What of the machine's memory its isolates may hold now; 0 when it did not say.
+    memory_bytes_max: int = 0
 
 
 class HeatReport(Struct, frozen=True):

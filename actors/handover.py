@@ -210,4 +210,5 @@ def first_request(version: Version) -> Request:
         cold_cause=ColdCause.MEMBERSHIP.value,
         at_home=True,
         has_variables=version.bindings.has_variables,
+        cordon=version.cordon,
     )

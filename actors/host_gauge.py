@@ -75,4 +75,5 @@ class HostGauge:
             residence_s if residence_s < float("inf") else 0.0,
             self.cpu_load,
             self.is_nearly_full(queue, memory_in_use, connections),
+            memory_in_use.most,
         )

@@ -5,9 +5,14 @@ connections. The request of that link goes elsewhere at once, and the host is lo
 closes its sockets in no order, so for a moment it may still take a connection, which then breaks too: only one that
 stays says that the host is there.
 
+Hosts are of one cordon each (``cordons``), and a request goes to one of its version's cordon or to none. Which sockets
+those are is known from the cordon's name, so whoever asks agrees with everybody else without having talked; a cordon
+is *known* here from its first request on, and its hosts are believed to be there until they are found gone.
+
 Who is gone may come back: the same role in a new process, at the same socket, without any isolate. It is looked for
-until it is there, and then it is chosen as before. One that was restarted before anybody missed it says so itself
-(``began``), so that nobody believes in isolates that it had.
+until it is there, and then it is chosen as before. Hosts of another cordon than the default one may be gone for good,
+since nobody has workers of it any more: after a minute they are forgotten, and looked for by the next request. One that
+was restarted before anybody missed it says so itself (``began``), so that nobody believes in isolates that it had.
 """
 
 import asyncio
@@ -22,6 +27,8 @@ from actors.connection import Frame, LinkBroken, NobodyListens
 from actors.exchange import Ended, Outcome, Request, Served
 from actors.host_choice import by_preference, may_run_again
 from actors.link import Answer, BodySource, LinkAnswer, Links
+from actors.wire import REQUEST
+from actors.worker import CORDON_DEFAULT
 
 _log = logging.getLogger("everwarm.hosts")
 
@@ -32,6 +39,11 @@ _LOOKS_MAX = 100
 #: How often a host that is gone is looked for: a failed connection to a Unix socket costs some 20 µs.
 _BACK_EVERY_S = 0.1
 
+#: For how long a cordon's hosts are looked for: longer than a restart waits at most (``supervision``).
+_FORGOTTEN_AFTER_S = 60.0
+
+#: The sockets of all hosts of a cordon that a machine should have.
+SocketsOf = Callable[[str], Sequence[Path]]
 #: Gives a request whose host was lost to somebody else; ``LinkBroken`` when there is nobody.
 Again = Callable[[Request], Awaitable[Answer]]
 
@@ -113,10 +125,11 @@ class Hosts:
     """The hosts of one machine as one role sees them. ``on_lost`` hears of each that is gone, once, by its socket."""
 
     def __init__(
-        self, sockets: Sequence[Path], links: Links, on_lost: Callable[[str], None] = lambda socket: None
+        self, sockets_of: SocketsOf, links: Links, on_lost: Callable[[str], None] = lambda socket: None
     ) -> None:
-        self._all = tuple(str(socket) for socket in sockets)
-        self._alive = self._all
+        self._sockets_of = sockets_of
+        self._all: dict[str, tuple[str, ...]] = {}  # by cordon
+        self._alive: dict[str, tuple[str, ...]] = {}
         self._links = links
         self._on_lost = on_lost
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -124,23 +137,39 @@ class Hosts:
         self._came_back = asyncio.Event()
         self._asked: set[str] = set()  # who may have isolates of ours
         self.lost = 0
+        self.alive_of(CORDON_DEFAULT)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The sockets of all hosts that there should be."""
-        return self._all
+        """The sockets of all hosts that there should be, of the cordons that are known."""
+        return tuple(socket for sockets in self._all.values() for socket in sockets)
 
     @property
     def alive(self) -> tuple[str, ...]:
         """The sockets of the hosts that are not known to be gone."""
-        return self._alive
+        return tuple(socket for sockets in self._alive.values() for socket in sockets)
 
-    def of(self, version: str) -> str | None:
-        """The socket of the host that runs a version; None when no host is left."""
-        return next(iter(by_preference(version, self._alive)), None)
+    def alive_of(self, cordon: str) -> tuple[str, ...]:
+        """Those of a cordon; all of it is believed to be there when nothing was known of it."""
+        alive = self._alive.get(cordon)
+        if alive is None:
+            alive = self._all[cordon] = self._alive[cordon] = tuple(str(path) for path in self._sockets_of(cordon))
+        return alive
+
+    def cordon_of(self, socket: str) -> str | None:
+        """The cordon of the host at ``socket``; None when none is known to listen there."""
+        return next((cordon for cordon, sockets in self._all.items() if socket in sockets), None)
+
+    def count(self, cordon: str) -> int:
+        """How many hosts of a cordon there should be; 0 when it is not known."""
+        return len(self._all.get(cordon, ()))
+
+    def of(self, version: str, cordon: str) -> str | None:
+        """The socket of the host that runs a version of ``cordon``; None when no host is left."""
+        return next(iter(by_preference(version, self.alive_of(cordon))), None)
 
     async def run(self, request: Request, body: BodySource, elsewhere: Again | None = None) -> HostAnswer:
-        """Give a request to the host of its version.
+        """Give a request to the host of its version, which is one of its cordon.
 
         ``NoHost`` when none is left, another ``LinkBroken`` when the host takes no more connections. ``elsewhere`` is
         called when all hosts were lost after this and before the guest started.
@@ -160,7 +189,7 @@ class Hosts:
         return HostAnswer(await self._exchange(request, body), request, again)
 
     async def _exchange(self, request: Request, body: BodySource) -> LinkAnswer:
-        for path in by_preference(request.version, self._alive):
+        for path in by_preference(request.version, self.alive_of(request.cordon)):
             if path in request.lost_with:
                 continue
             try:
@@ -174,7 +203,7 @@ class Hosts:
 
     def _look_at(self, path: str) -> None:
         """Find out, on the side, whether a host is still there."""
-        if path in self._alive and path not in self._looking:
+        if self._is_alive(path) and path not in self._looking:
             task = self._looking[path] = asyncio.create_task(self._look(path))
             task.add_done_callback(lambda _: self._looking.pop(path, None))
 
@@ -191,20 +220,25 @@ class Hosts:
                 _log.info("%s broke a link and is busy: %s", path, busy)
                 return
 
-    async def tell(self, version: str, kind: Frame, payload: bytes) -> None:
-        """Send a frame without a reply to the host of a version. ``LinkBroken`` when it does not arrive."""
-        path = self.of(version)
+    async def tell(self, request: Request, kind: Frame) -> None:
+        """Send a request, as a frame without a reply, to the host of its version. ``LinkBroken`` when it does not
+        arrive."""
+        path = self.of(request.version, request.cordon)
         if path is None:
             raise NoHost("no host is left on this machine")
-        await self._tell(path, kind, payload)
+        await self._tell(path, kind, REQUEST.encode(request))
 
     async def tell_all(self, kind: Frame, payload: bytes) -> None:
         """Send a frame without a reply to all hosts; those that are away do not get it."""
-        for path in self._alive:
-            try:
-                await self._tell(path, kind, payload)
-            except LinkBroken as away:
-                _log.info("%s was not told: %s", path, away)
+        for path in self.alive:
+            await self.tell_one(path, kind, payload)
+
+    async def tell_one(self, path: str, kind: Frame, payload: bytes) -> None:
+        """Send a frame without a reply to the host at ``path``, if it is there."""
+        try:
+            await self._tell(path, kind, payload)
+        except LinkBroken as away:
+            _log.info("%s was not told: %s", path, away)
 
     async def _tell(self, path: str, kind: Frame, payload: bytes) -> None:
         try:
@@ -213,20 +247,20 @@ class Hosts:
             self._gone(path)
             raise
 
-    async def back(self, within_s: float) -> bool:
-        """Wait until a host is there, when all are gone; False when none came."""
+    async def back(self, cordon: str, within_s: float) -> bool:
+        """Wait until a host of a cordon is there, when all are gone; False when none came."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while not self._alive:
+                while not self.alive_of(cordon):
                     self._came_back.clear()
                     await self._came_back.wait()
-        return bool(self._alive)
+        return bool(self.alive_of(cordon))
 
     def began(self, path: str) -> None:
         """A new process listens at ``path``: what the one before it had is gone, if anything was asked of it."""
-        if path not in self._all:
+        if self.cordon_of(path) is None:
             return
-        if path in self._alive and path in self._asked:
+        if self._is_alive(path) and path in self._asked:
             self._lose(path)
         self._is_back(path)
 
@@ -239,35 +273,55 @@ class Hosts:
 
     async def open_ahead(self) -> None:
         """Have a connection to each host before the first request. One that does not listen yet is not gone."""
-        for path in self._alive:
+        for path in self.alive:
             await self._links.open_ahead(path)
 
+    def _is_alive(self, path: str) -> bool:
+        cordon = self.cordon_of(path)
+        return cordon is not None and path in self._alive[cordon]
+
     def _gone(self, path: str) -> None:
-        if path in self._alive:
+        cordon = self.cordon_of(path)
+        if cordon is not None and path in self._alive[cordon]:
             _log.error("the host at %s is gone", path)
-            self._alive = tuple(other for other in self._alive if other != path)
+            self._alive[cordon] = tuple(other for other in self._alive[cordon] if other != path)
             self._lose(path)
-            self._awaiting[path] = asyncio.create_task(self._await(path))
+            self._awaiting[path] = asyncio.create_task(self._await(path, cordon))
 
     def _lose(self, path: str) -> None:
         self.lost += 1
         self._asked.discard(path)
         self._on_lost(path)
 
-    async def _await(self, path: str) -> None:
-        """Until a host listens at ``path`` again."""
+    async def _await(self, path: str, cordon: str) -> None:
+        """Until a host listens at ``path`` again, or its cordon is forgotten."""
+        until_s = asyncio.get_running_loop().time() + _FORGOTTEN_AFTER_S
         back = False
         while not back:
             await asyncio.sleep(_BACK_EVERY_S)
             with suppress(LinkBroken):
                 back = await self._links.stays(path, _STAYS_S)
+            late = asyncio.get_running_loop().time() > until_s
+            if late and not back and cordon != CORDON_DEFAULT and not self._alive[cordon]:
+                self._forget(cordon)
+                return
         self._is_back(path)
+
+    def _forget(self, cordon: str) -> None:
+        """The last host of a cordon is away for a long time."""
+        del self._alive[cordon]
+        for path in self._all.pop(cordon):
+            awaiting = self._awaiting.pop(path, None)
+            if awaiting is not None and awaiting is not asyncio.current_task():
+                awaiting.cancel()
 
     def _is_back(self, path: str) -> None:
         awaiting = self._awaiting.pop(path, None)
         if awaiting is not None and awaiting is not asyncio.current_task():
             awaiting.cancel()
-        if path not in self._alive:
+        cordon = self.cordon_of(path)
+        if cordon is not None and path not in self._alive[cordon]:
             _log.info("the host at %s is back", path)
-            self._alive = tuple(other for other in self._all if other in self._alive or other == path)
+            alive = self._alive[cordon]
+            self._alive[cordon] = tuple(o for o in self._all[cordon] if o in alive or o == path)
             self._came_back.set()

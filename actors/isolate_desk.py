@@ -11,6 +11,7 @@ Each answer of ``residency`` may hold decisions for others, so whoever asks it c
 the Server which versions are warm has a lock of its own, taken before the first.
 """
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -30,11 +31,13 @@ from actors.mapped_code import MappedCodeLimits
 from actors.past_starts import Cost
 from actors.residency import Residency, ResidencyLimits
 from actors.starts_ahead import Recipe, StartsAhead
-from actors.worker import Version
+from actors.worker import CORDON_DEFAULT, Version
 from isolates.isolate import Isolate, StartFailed
 from isolates.outcome import Outcome
 from tracing.recorder import Recorder
 from tracing.trace import Attr, SpanName
+
+_log = logging.getLogger("everwarm.host")
 
 _UNMEASURED = Cost(0.0, 0)
 #: A wait of less is no wait, but the turn of a thread; it gets no span.
@@ -106,6 +109,7 @@ class IsolateDesk:
         limits: DeskLimits | None = None,
         table: CrashTable | None = None,
         quarantine: Quarantine | None = None,
+        cordon: str = CORDON_DEFAULT,
     ) -> None:
         """``news``: hears which versions are warm. The rest as ``IsolateHost`` has it."""
         self._limits = limits or DeskLimits()
@@ -119,6 +123,7 @@ class IsolateDesk:
         )
         self._table = table
         self._quarantine = quarantine
+        self._cordon = cordon
 
     @property
     def memory_bytes_max(self) -> int:
@@ -137,6 +142,7 @@ class IsolateDesk:
         """Counters and the state of the house, for operators and tests."""
         with self._lock:
             return {
+                "cordon": self._cordon,
                 "residency": repr(self._residency),
                 "isolates": len(self._residency),
                 "isolates_max": self._residency.limits.isolates_max,
@@ -177,6 +183,8 @@ class IsolateDesk:
     def take(self, request: Request, recorder: Recorder) -> Taken | StartFailed | None:
         """An isolate for this request, which may have to wait for it or to start it on this thread. None when none was
         free in time. What was taken is for ``give_back``."""
+        if not self._is_ours(request.cordon):
+            return StartFailed(Outcome.INTERNAL_ERROR, "sent to a host of another cordon")
         if self._keeps_out(request.version):
             return StartFailed(Outcome.KILL_SWITCH, "hosts crashed while it ran; it is kept out for a while")
         arrived_ns = time.time_ns()
@@ -212,7 +220,7 @@ class IsolateDesk:
     def take_warm(self, version: Version, *, at_home: bool) -> Taken | None:
         """An idle isolate for a call of a guest of this host; None when there is none right now. For ``give_back``, or
         ``put_back``."""
-        if self._keeps_out(version.version_id):
+        if not self._is_ours(version.cordon) or self._keeps_out(version.version_id):
             return None
         with self._lock:
             decisions = self._residency.claim(object(), version.version_id, time.monotonic(), at_home=at_home)
@@ -243,6 +251,13 @@ class IsolateDesk:
         with self._lock:
             return self._residency.gave_up(ticket, version)
 
+    def _is_ours(self, cordon: str) -> bool:
+        """Whether what is of that cordon may be in this process. Nobody asks for anything else; but if somebody did,
+        two that do not trust each other would share a process, so this is where it ends."""
+        if cordon != self._cordon:
+            _log.error("a host of the cordon %s was asked to run what is of %s", self._cordon, cordon)
+        return cordon == self._cordon
+
     def _keeps_out(self, version: str) -> bool:
         return self._quarantine is not None and self._quarantine.keeps_out(version)
 
@@ -257,7 +272,7 @@ class IsolateDesk:
         """
         decisions: list[Decision] = []
         with self._lock:
-            if self._ahead.has_room and not self._keeps_out(request.version):
+            if self._ahead.has_room and self._is_ours(request.cordon) and not self._keeps_out(request.version):
                 decisions = self._residency.prewarm(
                     request.version, start_type, ColdCause(request.cold_cause), time.monotonic(), request.reuse,
                     at_home=request.at_home, expected=self._expected(request),
@@ -276,6 +291,11 @@ class IsolateDesk:
         with self._lock:
             decisions = self._residency.drop(version, time.monotonic())
         self._carry_out(decisions)
+
+    def have_memory(self, bytes_max: int) -> None:
+        """All isolates may hold so much from now on. The next look acts on it."""
+        with self._lock:
+            self._residency.have_memory(bytes_max)
 
     def look(self, memory_bytes: int) -> None:
         """What follows from the memory that the host has now, and from the time."""

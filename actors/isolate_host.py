@@ -41,6 +41,7 @@ from actors.stage_over import ending_of
 from actors.stage_report import Line
 from actors.starts_ahead import Recipe
 from actors.wire import ENDED, REQUEST, Undecodable
+from actors.worker import CORDON_DEFAULT
 from isolates.conversation import ConversationLost, ResponseHead
 from isolates.isolate import Finished, StartFailed
 from isolates.limits import Verdict
@@ -85,11 +86,12 @@ class IsolateHost:
         limits: HostLimits | None = None,
         table: CrashTable | None = None,
         quarantine: Quarantine | None = None,
+        cordon: str = CORDON_DEFAULT,
     ) -> None:
         """``egress_socket``: where the machine's way out listens; without one guests have none. ``server_socket``: of
         the Server, asked for what guests find in their environment and in stores, and for leases of calls between this
         host's guests. ``table``: where it is written who runs, for whoever finds this process dead. ``quarantine``:
-        who is kept out."""
+        who is kept out. ``cordon``: whose isolates it takes, for as long as it lives; it refuses all others."""
         self.name = name
         self.server = server
         self._path = socket_path
@@ -108,6 +110,7 @@ class IsolateHost:
             limits=self._limits.desk,
             table=table,
             quarantine=quarantine,
+            cordon=cordon,
         )
         self.watch = HostWatch(
             socket_path,
@@ -212,6 +215,8 @@ class IsolateHost:
                     self.desk.drop_version(payload.decode())
                 elif kind is Frame.LIVE:
                     self._news.watched(payload)
+                elif kind is Frame.MEMORY:
+                    self.desk.have_memory(int(payload))
                 # Anything else is the body that a request pulled and ended without; it is before the next request.
         except (LinkBroken, ConversationLost):
             pass  # the client went away, which is how a link ends

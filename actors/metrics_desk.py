@@ -35,13 +35,19 @@ class MetricsDesk:
     """Where a machine's metrics are had from."""
 
     def __init__(
-        self, server: str, *, own: Tell, peers: Peers, others: Sequence[str], exporter: OtlpMetrics | None = None
+        self,
+        server: str,
+        *,
+        own: Tell,
+        peers: Peers,
+        others: Callable[[], Sequence[str]],
+        exporter: OtlpMetrics | None = None,
     ) -> None:
-        """``own``: of the Server itself; ``others``: the roles of this machine that are asked beside it."""
+        """``own``: of the Server itself; ``others``: the roles of this machine that are asked beside it, as of now."""
         self._server = server
         self._own = own
         self._peers = peers
-        self._others = tuple(others)
+        self._others = others
         self._exporter = exporter
         self._lock = asyncio.Lock()
         self._gathered: list[Family] = []
@@ -55,8 +61,9 @@ class MetricsDesk:
         """Everything, at most ``FRESH_S`` old."""
         async with self._lock:
             if time.monotonic() - self._gathered_s >= FRESH_S:
-                told = await asyncio.gather(self._ask("server"), *(self._ask(role) for role in self._others))
-                roles = dict(zip(("server", *self._others), told, strict=True))
+                others = self._others()
+                told = await asyncio.gather(self._ask("server"), *(self._ask(role) for role in others))
+                roles = dict(zip(("server", *others), told, strict=True))
                 usage = usage_of_all({pid for told in roles.values() if (pid := pid_of(told))})
                 self._gathered = families(self._server, roles, usage)
                 self._gathered_s = time.monotonic()

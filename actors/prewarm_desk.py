@@ -137,7 +137,7 @@ class PrewarmDesk:
         version = Version.from_plain(plain["version"])
         self._keeper.expect(version, plain["secrets"])
         warm = self._warmth.is_warm(version.version_id)
-        if not warm and self._hosts.alive:
+        if not warm and self._hosts.alive_of(version.cordon):
             request = replace(first_request(version), cold_cause=ColdCause.DEPLOY.value)
             warm = await self._prewarmer.offer_and_wait(request, Source.DEPLOY, _PRELOAD_S_MAX)
         return encode_plain({"warm": warm})

@@ -13,7 +13,6 @@ from actors.connection import Frame, LinkBroken
 from actors.exchange import Request
 from actors.next_use import NextUseTable
 from actors.prewarm import Prewarm, PrewarmLimits, PrewarmQueue, Source
-from actors.wire import REQUEST
 
 _log = logging.getLogger("everwarm.prewarmer")
 
@@ -22,8 +21,8 @@ _AGENDA_EVERY_S = 1.0
 #: Workers on the agenda: as many as have habits.
 _AGENDA_MAX = 16_384
 
-#: Sends one frame to the host of a version.
-TellHost = Callable[[str, Frame, bytes], Awaitable[None]]
+#: Sends a request, as a frame of that kind, to the host of its version.
+TellHost = Callable[[Request, Frame], Awaitable[None]]
 
 
 class Prewarmer:
@@ -111,7 +110,7 @@ class Prewarmer:
     async def _begin(self, prewarm: Prewarm[Request]) -> None:
         kind = Frame.PREWARM if prewarm.start_type == "prewarm" else Frame.PRELOAD
         try:
-            await self._tell_host(prewarm.version, kind, REQUEST.encode(prewarm.recipe))
+            await self._tell_host(prewarm.recipe, kind)
         except LinkBroken as away:
             _log.info("a prewarm was dropped: %s", away)
             self.over(prewarm.version, warm=False, started=False)

@@ -28,7 +28,7 @@ Rules:
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.eviction import EvictionLimits
@@ -92,6 +92,11 @@ class Residency:
         self.is_short_of_memory = False
 
     # --------------------------------------------------------------------------------------------------- events
+
+    def have_memory(self, bytes_max: int) -> None:
+        """The house has another limit of memory from now on."""
+        self.limits = replace(self.limits, memory_bytes_max=bytes_max)
+        self._room.limits = replace(self._room.limits, memory_bytes_max=bytes_max)
 
     def requested(
         self, ticket: Hashable, version: str, hint: ColdCause, now_s: float, reuse: Reuse = REUSE_DEFAULT, *,

@@ -61,14 +61,14 @@ class RouteFinder:
     def route(self, request: Request, *, hosts_here: bool = True) -> tuple[str | None, Route]:
         """The worker's home, and where a request with a version runs. ``hosts_here``: as far as the request knows."""
         home = self.home_of(request.worker)
-        hosts_here = hosts_here and bool(self._hosts.alive)
+        hosts_here = hosts_here and bool(self._hosts.alive_of(request.cordon))
         situation = self._warmth.situation(
             request.worker,
             request.version,
             home=home,
             order=lambda: self._order_of(request.worker),
             servers=self._keeper.view.servers,
-            socket=self._hosts.of(request.version),
+            socket=self._hosts.of(request.version, request.cordon),
             refused_before=request.version in self._refusals,
             hosts_here=hosts_here,
             next_home=None if hosts_here else self._keeper.view.next_home_of(request.worker, self._name),
@@ -104,6 +104,7 @@ def _with_version(request: Request, version: Version) -> Request:
         limits=_lowered(version.limits, request.limits) if request.context else plain_limits(version.limits),
         reuse=version.reuse,
         has_variables=version.bindings.has_variables,
+        cordon=version.cordon,
     )
 
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,16 +23,18 @@ from actors.capability import Exports
 from actors.catalog import Deployed
 from actors.code_keeper import CodeKeeper
 from actors.connection import Connection, Frame, LinkBroken
+from actors.cordons import SharedMemory
 from actors.exchange import (
     Chunk,
     Ended,
+    HeatReport,
     Lease,
     Outcome,
     Request,
 )
 from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
-from actors.hosts import Hosts, NoHost
+from actors.hosts import Hosts, NoHost, SocketsOf
 from actors.link import Answer, BodySource, Links, LinkServer, PulledBody, Reply
 from actors.live_desk import LiveDesk
 from actors.live_tail import WATCHED, Watched, live_event, untold
@@ -54,7 +56,7 @@ from actors.view import ClusterView, encode_plain
 from actors.view_keeper import ViewKeeper
 from actors.warmth import Warmth
 from actors.wire import CAPABILITY, CHUNK, HEAT, REQUEST
-from actors.worker import Version
+from actors.worker import CORDON_DEFAULT, Version
 from tracing.export import OtlpExporter
 from tracing.recorder import Recorder
 from tracing.trace import Attr, Role, SpanName
@@ -77,7 +79,7 @@ class Server:
         self,
         name: str,
         *,
-        host_sockets: Sequence[Path],
+        host_sockets: SocketsOf,
         code_directory: Path,
         links: Links,
         peers: Peers,
@@ -87,10 +89,13 @@ class Server:
         routing_limits: RoutingLimits | None = None,
         prewarm_limits: PrewarmLimits | None = None,
         sharding: bool = True,
+        memory_bytes: int | None = None,
     ) -> None:
-        """``sharding`` as in ``RouteFinder``."""
+        """``sharding`` as in ``RouteFinder``. ``memory_bytes``: what the isolates of all hosts may hold; None: the own
+        limit of each is all there is."""
         self.name = name
         self._hosts = Hosts(host_sockets, links, self._host_lost)
+        self._memory = None if memory_bytes is None else SharedMemory(memory_bytes)
         self._code = CodeKeeper(code_directory)
         self._links = links
         self._peers = peers
@@ -183,6 +188,11 @@ class Server:
     @property
     def _view(self) -> ClusterView:
         return self._keeper.view
+
+    @property
+    def cordons(self) -> tuple[str, ...]:
+        """The cordons that have workers, the default one first."""
+        return self._keeper.cordons
 
     async def sync(self) -> None:
         """Ask the ControlPlane for everything that is deployed."""
@@ -284,7 +294,7 @@ class Server:
     async def _run_when_back(self, request: Request, body: BodySource, nobody: NoHost) -> Answer:
         """Nobody can run a request now; a host of this machine that is restarted can, in a moment."""
         until_s = _now_s() + _BACK_S_MAX
-        while await self._hosts.back(until_s - _now_s()):
+        while await self._hosts.back(request.cordon, until_s - _now_s()):
             try:
                 return await self._hosts.run(replace(request, lost_with=()), body)
             except NoHost:
@@ -295,16 +305,22 @@ class Server:
 
     def _host_lost(self, socket: str) -> None:
         """A host is gone, and with it the isolates of its versions: nothing that was known of them holds."""
-        before = (*self._hosts.alive, socket)
-        for version in [v for v in self._warmth.warm_versions() if by_preference(v, before)[0] == socket]:
+        cordon = self._hosts.cordon_of(socket) or CORDON_DEFAULT
+        before = (*self._hosts.alive_of(cordon), socket)
+        others = self._keeper.versions_not_of(cordon)
+        for version in self._warmth.warm_versions():
+            if version in others or by_preference(version, before)[0] != socket:
+                continue
             self._warmth.cold(version, _now_s())
             self._client.refusals.forget(version)
         self._warmth.forget_host(socket)
+        if self._memory is not None:
+            self._memory.forget(socket)
         self._subscribers.tell({"revoke_all": True})
 
     def _lease(self, request: Request, home: str) -> Lease | None:
         deployed = self._view.workers.get(request.worker)
-        socket = self._hosts.of(request.version)
+        socket = self._hosts.of(request.version, request.cordon)
         if deployed is None or len(deployed.versions) != 1 or socket is None:
             return None
         if deployed.versions[0].bindings.tail is not None:
@@ -313,12 +329,13 @@ class Server:
             return None  # it began before a deploy or a new ring, which took leases back that this one would outlive
         return Lease(
             request.worker, request.version, request.component_digest, request.plan, request.limits, socket, home,
-            request.reuse, request.at_home, self._subscribers.told, request.has_variables,
+            request.reuse, request.at_home, self._subscribers.told, request.has_variables, request.cordon,
         )  # fmt: skip
 
     def _lease_to_host(self, caller: Version, request: Request, home: str) -> None:
         """A guest of this machine called a worker that runs here: the next time its host may do it by itself."""
-        lease = self._lease(request, home)
+        # A host runs what is of its own cordon, and nobody else's.
+        lease = self._lease(request, home) if caller.cordon == request.cordon else None
         if lease is not None:
             (callee,) = self._view.workers[request.worker].versions
             self._subscribers.lease(lease.socket, caller, callee, home=home, at_home=request.at_home)
@@ -352,12 +369,14 @@ class Server:
 
     def on_deployed(self, worker: str, old: Deployed | None, new: Deployed | None) -> None:
         """What is deployed for a worker has changed."""
+        for version in new.versions if new is not None else ():
+            self._hosts.alive_of(version.cordon)  # which makes its hosts known
         notice: dict[str, object] = {"remove": [worker]} if new is None else added([new])
         if old is not None:
             gone = {v.version_id for v in old.versions} - {v.version_id for v in (new.versions if new else ())}
             notice["revoke"] = sorted(gone)
-            for version in gone:
-                self._side.begin(self._drop(version))
+            for version_id in gone:
+                self._side.begin(self._drop(version_id))
         self._subscribers.tell(notice)
 
     async def _drop(self, version: str) -> None:
@@ -366,6 +385,8 @@ class Server:
 
     def on_synced(self) -> None:
         """Everything was asked for again."""
+        for cordon in self._keeper.cordons:
+            self._hosts.alive_of(cordon)
         self._subscribers.greet_all(self._view.workers.values())
 
     # -------------------------------------------------------------------------- what this machine's others tell us
@@ -382,6 +403,7 @@ class Server:
             report = HEAT.decode(payload)
             self._warmth.homes_here = self._keeper.homes_of(self.name)
             self._warmth.reported(report, _now_s())
+            self._side.begin(self._share_memory(report))
             for worker in report.workers:
                 self._ahead.used(worker)
         elif kind is Frame.STAGE:
@@ -391,6 +413,16 @@ class Server:
         elif kind is Frame.NOTICE:
             word, _, version = payload.decode().partition(" ")
             self._host_says(word, version)
+
+    async def _share_memory(self, report: HeatReport) -> None:
+        """Tell a host what of this machine's memory is its own."""
+        cordon = self._hosts.cordon_of(report.socket)
+        if self._memory is None or cordon is None:
+            return
+        hosts, used_bytes = self._hosts.count(cordon), report.load.memory_bytes
+        part = self._memory.reported(cordon, hosts, report.socket, used_bytes, report.memory_bytes_max)
+        if part is not None:
+            await self._hosts.tell_one(report.socket, Frame.MEMORY, str(part).encode())
 
     async def _tell_watched(self, watched: Watched) -> None:
         """Hosts and edges are to tell of the requests of these workers, and of no others."""

@@ -7,7 +7,6 @@ by then, and in pulled chunks when it is not. It never sends a request on: at mo
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from actors.exchange import (
     Served,
 )
 from actors.host_loads import HostLoads
-from actors.hosts import HostAnswer, Hosts
+from actors.hosts import HostAnswer, Hosts, SocketsOf
 from actors.link import Links, read_window
 from actors.peer import Calls, PeerFailed, PeerLost, Peers
 from actors.view import decode_plain, encode_plain
@@ -91,7 +90,7 @@ class ShardServer:
         self,
         name: str,
         *,
-        host_sockets: Sequence[Path],
+        host_sockets: SocketsOf,
         code_directory: Path,
         links: Links,
         peers: Peers,
@@ -124,7 +123,7 @@ class ShardServer:
         request = REQUEST.decode(payload)
         if request.fallback is None:
             raise ValueError("an offer without its capability")
-        load = self._loads.of(self._hosts.of(request.version), _now_s())
+        load = self._loads.of(self._hosts.of(request.version, request.cordon), _now_s())
         offer = admission.offer_of(
             request, load, self._limits,
             resident=self._is_resident(request.version, load), code_here=self._artifacts.has(request.component_digest),

@@ -15,7 +15,7 @@ from actors.peer import Calls, Peer, PeerFailed, PeerLost, Peers
 from actors.ring import Ring
 from actors.variables import ASKED, TOLD, VariablesTold, variables_of
 from actors.view import ClusterView, decode_plain, deployed_from_plain, encode_plain
-from actors.worker import Version
+from actors.worker import CORDON_DEFAULT, Version
 
 _log = logging.getLogger("everwarm.server")
 
@@ -54,6 +54,8 @@ class ViewKeeper:
         self._synced = 0  # the number of the last sync that succeeded
         self._counted = ("", 0, 0)
         self._homes = 0
+        self._cordons: tuple[str, ...] = (CORDON_DEFAULT,)
+        self._cordons_seq = -1
         self._replaced: OrderedDict[str, Version] = OrderedDict()
         #: By worker that is deployed: the values of its secrets, for whoever starts an isolate. Never shown.
         self._secrets: dict[str, dict[str, str]] = {}
@@ -71,6 +73,23 @@ class ViewKeeper:
             there = sum(view.home_of(worker) == server for worker in some)
             self._homes = there * len(view.workers) // max(1, len(some))
         return self._homes
+
+    @property
+    def cordons(self) -> tuple[str, ...]:
+        """The cordons that have workers, the default one first."""
+        view = self.view
+        if self._cordons_seq != view.seq:
+            found = {version.cordon for deployed in view.workers.values() for version in deployed.versions}
+            self._cordons = (CORDON_DEFAULT, *sorted(found - {CORDON_DEFAULT}))
+            self._cordons_seq = view.seq
+        return self._cordons
+
+    def versions_not_of(self, cordon: str) -> set[str]:
+        """The versions that are known here, and are of another cordon."""
+        if len(self.cordons) == 1 and cordon == CORDON_DEFAULT:
+            return set()
+        deployed = (version for deployed in self.view.workers.values() for version in deployed.versions)
+        return {v.version_id for v in (*deployed, *self._replaced.values()) if v.cordon != cordon}
 
     def version_of(self, worker: str, version_id: str) -> Version | None:
         """A version that is deployed for a worker, or was until lately: what still runs."""

@@ -64,6 +64,7 @@ class Deployment:
     unset_secrets: list[str] = field(default_factory=list)  # that it names, and that have no value
     phases: list[tuple[str, float]] = field(default_factory=list)
     why_late: dict[str, str] = field(default_factory=dict)
+    cordon: str = "default"  # who shares a host process with it
 
 
 def response_of(request: Request, served: Served | None, chunk: Chunk, body: bytes, trace_id: str) -> Response:

@@ -80,7 +80,7 @@ class AsyncClient:
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
-        cordon: str = "default",
+        cordon: str = "",
         bindings: Bindings = NOTHING_BOUND,
         routes: Sequence[str] = (),
         namespace: str = "",
@@ -89,6 +89,7 @@ class AsyncClient:
         """Deploy ``component`` as worker ``name``. ``progress`` hears the phase and the seconds in it.
 
         ``cordon`` names the group of workers of one trust that it belongs to; groups never share a host process.
+        Without one it is in the cordon ``default``, and a namespace's user in that of the namespace's users.
         ``bindings`` is what it may call and open; workers in them may be deployed later (``Deployment.missing``).
         ``routes`` are host names that lead to it beside its own. With a ``namespace`` it is the worker of the user
         ``name`` in that dispatch namespace, ``NAMESPACE/NAME``: it has no host name, and is called by a dispatcher.
@@ -228,9 +229,8 @@ class AsyncClient:
                 return address, {"error": str(away)}
 
         counters = dict(await asyncio.gather(*(one(address) for address in addresses)))
-        more = [
-            f"{s}/host-{i}" for s in self.servers for i in range(2, 1 + counters[f"{s}/server"].get("hosts_all", 0))
-        ]
+        more = [f"{s}/{role}" for s in self.servers for role in counters[f"{s}/server"].get("host_roles", ())]
+        more = [address for address in more if address not in counters]
         return counters | dict(await asyncio.gather(*(one(address) for address in more)))
 
     async def process_id(self, address: str) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,8 @@ def status(as_json: bool) -> None:
             f"{sharded['offered']:>12}{sharded['refused']:>8}{of['shard']['admitted']:>6}"
             + (f"  {', '.join(broken)} not reachable" if broken else "")
         )
+    for line in _cordon_lines(counters):
+        click.echo(line)
     metrics = [c["metrics"] for a, c in sorted(counters.items()) if a.endswith("/server") and c.get("metrics")]
     if metrics:
         click.echo("\nmetrics: " + ", ".join(f"http://{where}/metrics" for where in metrics))
@@ -272,6 +275,23 @@ def status(as_json: bool) -> None:
         (c["homes"] for address, c in counters.items() if address.endswith("/server") and "homes" in c), {}
     )
     click.echo("\nhomes: " + (", ".join(f"{worker} at {where}" for worker, where in sorted(homes.items())) or "none"))
+
+
+def _cordon_lines(counters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The host processes of each cordon; nothing while all that is deployed is in one."""
+    of: dict[str, list[Mapping[str, Any]]] = {}
+    for _, host in sorted(counters.items()):
+        if "cordon" in host:
+            of.setdefault(host["cordon"], []).append(host)
+    if len(of) > 1:
+        wide = max([10, *map(len, of)]) + 2
+        yield f"\n{'cordon':<{wide}}{'hosts':>7}{'isolates':>9}{'running':>8}{'MiB':>8}{'of':>8}"
+        for cordon, hosts in sorted(of.items()):
+            yield (
+                f"{cordon:<{wide}}{len(hosts):>7}{sum(h['isolates'] for h in hosts):>9}"
+                f"{sum(h['running'] for h in hosts):>8}{sum(h['memory_bytes'] for h in hosts) >> 20:>8}"
+                f"{sum(h['memory_bytes_max'] for h in hosts) >> 20:>8}"
+            )
 
 
 COMMANDS: tuple[click.Command, ...] = (up, down, status)

@@ -53,7 +53,9 @@ def build(directory: Path, output: Path | None, as_json: bool) -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="The worker's name. Default: of everwarm.toml, or of the file.")
 @click.option("--plan", type=click.Choice(["free", "paid"]), help="Default: of everwarm.toml, or free.")
-@click.option("--cordon", default="default", show_default=True, help="Its group of workers of one trust.")
+@click.option(
+    "--cordon", default="", help="Its group of workers of one trust. Default: default; of users, that of the namespace."
+)
 @click.option("--namespace", default="", help="The dispatch namespace whose user it is. Default: of everwarm.toml.")
 @click.option("--prebuilt", is_flag=True, help="Of a folder, deploy the worker.wasm in it as it is.")
 @JSON

@@ -73,7 +73,7 @@ class Client:
         plan: str = "free",
         limits: Mapping[str, int] | None = None,
         reuse: Mapping[str, int] | None = None,
-        cordon: str = "default",
+        cordon: str = "",
         bindings: Bindings = NOTHING_BOUND,
         routes: Sequence[str] = (),
         namespace: str = "",

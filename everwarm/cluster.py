@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.membership import State
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
+from actors.worker import CORDON_DEFAULT
 from everwarm.cluster_config import ClusterConfig
 from everwarm.ray_driver import NAMESPACE, has_control, order_of_ending, own_node, say_process
 from everwarm.role_process import RoleProcess
@@ -45,6 +46,8 @@ _MEET_S_MAX = 2.0
 _CALLED = ("server", "shard")
 #: A role that is stopped gets so long before its process is ended.
 _STOP_S_MAX = 10.0
+#: Servers that get hosts of another cordon at once: each start is work for Ray, as when servers come.
+_SERVERS_AT_ONCE = 32
 #: Until a server has left: its workers are warmed elsewhere, what runs there finishes, and some.
 _LEAVE_S_MAX = 90.0
 #: Until a server has joined: all code is on its disk, a change of the ring that was under way is over, and its own is.
@@ -82,6 +85,9 @@ class Cluster:
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._standbys = Standbys[Place](lambda name, place: self._make_process(name, STANDBY_ROLE, "", place, None))
+        self._cordons: tuple[str, ...] = (CORDON_DEFAULT,)
+        self._coming: set[str] = set()  # hosts that are about to have their first process
+        self._changing_cordons = asyncio.Lock()
         self._said = b""
         #: Hears of the address of each role whose process is gone, and that nobody ended.
         self.on_role_lost: Callable[[str], None] = lambda address: _log.error("%s is gone", address)
@@ -135,6 +141,7 @@ class Cluster:
         await asyncio.to_thread(say_process, CONTROL, CONTROL)
         await self._start(CONTROL)
         await self._actors[CONTROL].register.remote(CONTROL, [self._actors[CONTROL]])
+        self._cordons = tuple(decode_plain(await self._actors[CONTROL].call.remote("cordons", b"")))
 
     async def bring(self, server: str, place: Place) -> None:
         """Start a server and let it join. ``StartFailed`` says what stopped it; then nothing of it is left."""
@@ -142,12 +149,12 @@ class Cluster:
         control = self._actors[CONTROL]
         try:
             try:
-                for role in machine_roles(place.config):
+                for role in machine_roles(place.config, self._cordons):
                     self._make(role, server, control)
             except ValueError as taken:
                 raise StartFailed(f"Processes of an earlier {server} have not ended yet.") from taken
             await asyncio.gather(*(control.register.remote(a, [self._actors[a]]) for a in self._of(server)))
-            await self._start_server(server)
+            await self._start_server(server, [a for a in self._of(server) if _is_host(a)])
         except ray.exceptions.RayError as broken:
             await self._end(server)
             raise StartFailed(f"{server} did not start: {type(broken).__name__}.") from broken
@@ -206,25 +213,30 @@ class Cluster:
         addresses = self._of(server)
         for address in addresses:
             self._unwatch(address)
+        self._coming = {address for address in self._coming if not address.startswith(f"{server}/")}
         joining = self._joining.pop(server, None)
         if joining is not None:
             joining.cancel()
         for address in sorted(addresses, key=order_of_ending):
-            actor = self._actors.pop(address)
-            if stop:
-                with suppress(ray.exceptions.RayError, TimeoutError):
-                    await asyncio.wait_for(actor.stop.remote(), _STOP_S_MAX)
-            ray.kill(actor, no_restart=True)
-            with suppress(ray.exceptions.RayError):  # without a ControlPlane nobody is introduced to anybody
-                await self._actors[CONTROL].forget.remote(address)
-            self.pids.pop(address, None)
+            await self._end_role(address, stop=stop)
         self._places.pop(server, None)
         self.ports.pop(server, None)
 
-    async def _start_server(self, server: str) -> None:
+    async def _end_role(self, address: str, *, stop: bool = True) -> None:
+        """Stop one role, and end its process."""
+        self._unwatch(address)
+        actor = self._actors.pop(address)
+        if stop:
+            with suppress(ray.exceptions.RayError, TimeoutError):
+                await asyncio.wait_for(actor.stop.remote(), _STOP_S_MAX)
+        ray.kill(actor, no_restart=True)
+        with suppress(ray.exceptions.RayError):  # without a ControlPlane nobody is introduced to anybody
+            await self._actors[CONTROL].forget.remote(address)
+        self.pids.pop(address, None)
+
+    async def _start_server(self, server: str, hosts: Sequence[str]) -> None:
         await self._start(f"{server}/server")
-        hosts = [self._start(f"{server}/{name}") for name in self._places[server].config.host_names()]
-        await asyncio.gather(*hosts, self._start(f"{server}/shard"))
+        await asyncio.gather(*(self._start(host) for host in hosts), self._start(f"{server}/shard"))
         joining = self._actors[f"{server}/server"].call.remote("begin", b"")
         try:
             joined = decode_plain(await asyncio.wait_for(joining, _JOIN_S_MAX))
@@ -256,6 +268,49 @@ class Cluster:
             self._watching.pop(address, None)
             self.on_role_lost(address)
 
+    # -------------------------------------------------------------------------------------------- hosts of cordons
+
+    async def have_cordons(self, cordons: Sequence[str]) -> None:
+        """Have host processes of these cordons on every server, and of no others. ``StartFailed`` when no server came
+        to have those that it lacked; one that did not, while others did, is supervised as if they had died."""
+        async with self._changing_cordons:
+            self._cordons = tuple(cordons)
+            some = asyncio.Semaphore(_SERVERS_AT_ONCE)
+
+            async def change(server: str) -> StartFailed | None:
+                async with some:
+                    return await self._have_hosts(server)
+
+            failed = await asyncio.gather(*(change(server) for server in list(self._places)))
+            first = next((failure for failure in failed if failure is not None), None)
+            if first is not None and None not in failed:
+                raise first
+
+    async def _have_hosts(self, server: str) -> StartFailed | None:
+        """The same for one server; why it has not all of them."""
+        config = self._places[server].config if server in self._places else None
+        if config is None:
+            return None  # it has left meanwhile
+        wanted = [f"{server}/{name}" for cordon in self._cordons for name in config.host_names(cordon)]
+        for address in self._of(server):
+            if _is_host(address) and address not in wanted:
+                await self._end_role(address)
+        failure: StartFailed | None = None
+        for address in wanted:
+            if address in self._actors:
+                continue
+            self._coming.add(address)
+            try:
+                await self.replace(address)
+            except StartFailed as failed:
+                _log.error("%s", failed)
+                failure = failed
+                if address in self._actors:
+                    self.on_role_lost(address)
+            finally:
+                self._coming.discard(address)
+        return failure
+
     # ------------------------------------------------------------------------------------- processes that take over
 
     @property
@@ -270,7 +325,7 @@ class Cluster:
     async def replace(self, address: str) -> None:
         """Give a role that has no process any more another one, at the same place: what it knows, it gets from its
         peers. ``StartFailed`` says why it did not start, also when nobody wants it any more."""
-        if address not in self._actors:
+        if not self._is_wanted(address):
             raise StartFailed(f"{address} was removed.")
         server, _, role = address.rpartition("/")
         place = self._place(address)
@@ -281,7 +336,7 @@ class Cluster:
             raise StartFailed(f"{address} did not start: {nobody}.") from nobody
         actor = standby.actor
         try:
-            if address not in self._actors:
+            if not self._is_wanted(address):
                 raise StartFailed(f"{address} was removed.")
             self._actors[address] = actor  # so that it hears of a ControlPlane that comes meanwhile
             control = [] if address == CONTROL else [self._actors[CONTROL]]
@@ -299,6 +354,9 @@ class Cluster:
             raise
         if role == "server":
             self._joining[server] = asyncio.create_task(self._join_again(server, actor))
+
+    def _is_wanted(self, address: str) -> bool:
+        return address in self._actors or address in self._coming
 
     async def _introduce(self, address: str, name: str) -> None:
         """Let everybody meet the new process at an address."""
@@ -375,6 +433,10 @@ class Cluster:
         if self._control.node:
             for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
+
+
+def _is_host(address: str) -> bool:
+    return address.rpartition("/")[2].partition("-")[0] == "host"
 
 
 def _reason(address: str, cause: BaseException, places: dict[str, Place]) -> str:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from actors.admission import AdmissionLimits
+from actors.cordons import host_roles
 from actors.egress_policy import EgressPolicy, parse_rule
 from actors.membership import weight
 from actors.residency import ResidencyLimits
+from actors.worker import CORDON_DEFAULT
 
 #: Servers on one machine, at a time. Their HTTPS ports follow each other.
 SERVERS_MAX = 16
@@ -35,10 +37,12 @@ class ClusterConfig:
     metrics_address: str = ""  # loopback, unless it is named here
     metrics_port: int = 0
     certificates: str = ""
-    memory_bytes_max: int = 2 << 30  # of one host's isolates
+    #: Of one host's isolates, while there is one cordon; several share what its hosts have together.
+    memory_bytes_max: int = 2 << 30
     in_flight_max: int = AdmissionLimits().in_flight_max
     isolates_max: int = ResidencyLimits().isolates_max  # of one host
-    hosts: int = 1  # processes of isolates of each server; a crash of one leaves the others
+    #: Processes of isolates of each server, of each cordon; a crash of one leaves the others.
+    hosts: int = 1
     #: What guests may reach beyond public addresses on ports 80 and 443, as ``egress_policy.parse_rule`` reads it.
     egress_allow: tuple[str, ...] = ()
     #: Whether a deploy starts an isolate at the worker's home before it switches.
@@ -63,11 +67,16 @@ class ClusterConfig:
     def weight(self) -> int:
         """Each server's part of the ring: by the memory of its isolates, and its part of the cores."""
         cores = max(1, (os.cpu_count() or 1) // self.servers)
-        return weight(self.hosts * self.memory_bytes_max, cores)
+        return weight(self.isolates_bytes_max, cores)
 
-    def host_names(self) -> list[str]:
-        """The roles of a server's hosts: ``host``, ``host-2``, ..."""
-        return ["host", *(f"host-{i + 1}" for i in range(1, self.hosts))]
+    @property
+    def isolates_bytes_max(self) -> int:
+        """What all isolates of a server may hold."""
+        return self.hosts * self.memory_bytes_max
+
+    def host_names(self, cordon: str = CORDON_DEFAULT) -> list[str]:
+        """The roles of a server's hosts of a cordon: ``host``, ``host-2``, ..."""
+        return host_roles(cordon, self.hosts)
 
     def egress_policy(self, metrics_address: str) -> EgressPolicy:
         """What guests may reach. Never the cluster's own edge: a request would come back as a client's. Nor its

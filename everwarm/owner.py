@@ -11,13 +11,15 @@ a time; lines of JSON:
 "running", "restarts": 0, "took_s": []}, …}}}
 
 From other machines orders come through the ControlPlane's process (``order_book``), and have the last line as answer.
+From there also comes ``{"do": "cordons", "cordons": ["default", …]}``: the ControlPlane needs host processes for a
+deploy.
 """
 
 import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +61,9 @@ class Book(Protocol):
 
     def ordered(self, number: int, answer: bytes) -> None:
         """What became of it."""
+
+    async def have_cordons(self, cordons: Sequence[str]) -> None:
+        """Have host processes of these cordons on every server, and of no others. ``StartFailed``."""
 
 
 class Owner:
@@ -110,7 +115,7 @@ class Owner:
             if self._orders > _ORDERS_MAX:
                 say(error="Too many orders are waiting.")
                 return
-            if _is_question(line):
+            if _is(line, "roles"):  # a question
                 say(done={"roles": self._roles()})
                 return
             say(**await self._answer(line, lambda progress: say(progress=progress)))
@@ -131,20 +136,25 @@ class Owner:
             self._side.begin(self._carry_out(number, order))
 
     async def _carry_out(self, number: int, order: bytes) -> None:
-        answer = await self._answer(order, lambda progress: None)
+        if _is(order, "cordons"):
+            # Out of turn: a deploy waits for it, and what comes or goes meanwhile is seen to there.
+            answer = await _answered(self._have_cordons(json.loads(order)))
+        else:
+            answer = await self._answer(order, lambda progress: None)
         self._book.ordered(number, json.dumps(answer).encode())
 
     async def _answer(self, line: bytes, progress: Callable[[str], None]) -> dict[str, object]:
         """Carry out an order, when its turn comes: the last line of the answer."""
-        try:
-            async with self._one_at_a_time:
-                return {"done": {"server": await self._do(json.loads(line), progress)}}
-        except Exception as failed:
-            from everwarm.cluster import StartFailed
+        async with self._one_at_a_time:
+            return await _answered(self._do(line, progress))
 
-            return {"error": str(failed) if isinstance(failed, StartFailed) else f"{type(failed).__name__}: {failed}"}
+    async def _have_cordons(self, order: dict[str, list[str]]) -> dict[str, object]:
+        await self._book.have_cordons(order["cordons"])
+        self._on_changed()  # processes came or went
+        return {}
 
-    async def _do(self, order: dict[str, str], progress: Callable[[str], None]) -> str:
+    async def _do(self, line: bytes, progress: Callable[[str], None]) -> dict[str, object]:
+        order = json.loads(line)
         if order["do"] == "add":
             server = await self._servers.add(progress)
         elif order["do"] == "remove":
@@ -152,13 +162,26 @@ class Owner:
         else:
             raise ValueError(f"nobody can do {order['do']!r}")
         self._on_changed()
-        return server
+        return {"server": server}
 
 
-def _is_question(line: bytes) -> bool:
-    """Whether it is not an order, and changes nothing. ``ValueError`` when it is neither."""
-    asked = json.loads(line)
-    return isinstance(asked, dict) and asked.get("do") == "roles"
+async def _answered(doing: Awaitable[dict[str, object]]) -> dict[str, object]:
+    """What an order came to: the last line of its answer."""
+    try:
+        return {"done": await doing}
+    except Exception as failed:
+        from everwarm.cluster import StartFailed
+
+        return {"error": str(failed) if isinstance(failed, StartFailed) else f"{type(failed).__name__}: {failed}"}
+
+
+def _is(line: bytes, what: str) -> bool:
+    """Whether a line asks for that; not, when it is no line of ours."""
+    try:
+        asked = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(asked, dict) and asked.get("do") == what
 
 
 def ask_owner(home: Home, order: dict[str, str], progress: Callable[[str], None]) -> str:

@@ -84,8 +84,9 @@ class RoleProcess:
         config = self._config = replace(self._config, home=str(home.directory))
         peers = self._peers
         world = World(
-            config, self._role.name, self._server, peers, home.sockets(), self._edge_port, peers.share, peers.statistics
-        )
+            config, self._role.name, self._server, peers, home.sockets(), self._edge_port, peers.share,
+            self._orders.put, peers.statistics,
+        )  # fmt: skip
         self._started = await self._role.start(world)
         if self._started.direct and not _ray_uses_tls():  # what Ray is to encrypt must not go in the clear beside it
             direct = {name: self._started.calls[name] for name in self._started.direct}

@@ -4,18 +4,22 @@ A role gets its world as arguments: sockets, peers, clocks, entropy. ``cluster``
 """
 
 import asyncio
+import json
 import logging
 import os
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from actors.admission import AdmissionLimits
 from actors.connection import Frame
 from actors.control_plane import ControlPlane
+from actors.cordon_keeper import NoHosts
+from actors.cordons import cordon_of_role
 from actors.crash_reports import CrashReports, Quarantine, take_over
 from actors.distribution import Share
 from actors.egress import EgressServer
@@ -34,6 +38,7 @@ from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
 from everwarm.cluster_config import ClusterConfig
 from everwarm.home import Home
+from everwarm.order_book import OrderRefused
 from ingress.authority import Delegate, LocalAuthority
 from ingress.ingress import Ingress
 from ingress.tls import Authority
@@ -49,6 +54,8 @@ STAY = "stay"
 ORDER = "order"
 #: A call that tells the number of the role's process, on its machine.
 PROCESS_ID = "process_id"
+#: A cordon's name may be longer than a socket's path. No role without a cordon is as long.
+_SOCKET_ROLE_CHARS_MAX = 16
 #: How often a Server that starts asks for its view, until there is a ControlPlane; whoever starts it has a limit.
 _SYNC_AGAIN_S = 0.1
 #: How often an edge on another machine than the authority looks whether its right to issue runs out, in ten days.
@@ -82,6 +89,8 @@ class World:
     edge_port: int
     #: Makes one payload of what several peers are to be sent.
     share: Share
+    #: Has the owner of the cluster's processes do something: an order and its answer (``order_book``).
+    order: Callable[[bytes], Awaitable[bytes]]
     #: How many calls to peers went which way.
     peer_statistics: Callable[[], dict[str, int]] = dict
 
@@ -91,12 +100,14 @@ class World:
         config = self.config
         return config.metrics_port + self.edge_port - config.port if config.metrics_port and config.port else 0
 
-    def host_sockets(self) -> list[Path]:
-        """The sockets of this machine's hosts."""
-        return [self.socket(name) for name in self.config.host_names()]
+    def host_sockets(self, cordon: str) -> list[Path]:
+        """The sockets of this machine's hosts of a cordon."""
+        return [self.socket(name) for name in self.config.host_names(cordon)]
 
     def socket(self, role: str) -> Path:
         """The socket of a role on this machine."""
+        if len(role) > _SOCKET_ROLE_CHARS_MAX:
+            role = f"host-{blake2b(role.encode(), digest_size=6).hexdigest()}"
         return self.sockets / f"{self.server}-{role}.sock"
 
     @property
@@ -117,12 +128,20 @@ async def _start_control(world: World) -> Started:
     async def watch(address: str) -> None:
         await (await world.peers.get(address)).call(STAY)
 
+    async def have_hosts(cordons: tuple[str, ...]) -> None:
+        try:
+            answer = json.loads(await world.order(json.dumps({"do": "cordons", "cordons": cordons}).encode()))
+        except OrderRefused as nobody:
+            raise NoHosts(f"cordon: no host processes were started for it. {nobody}") from nobody
+        if "error" in answer:
+            raise NoHosts(f"cordon: no host processes were started for it. {answer['error']}")
+
     control = ControlPlane(
         Home(Path(world.config.home)).control,
         peers=world.peers,
         now_ms=lambda: int(time.time() * 1000),
         watch=watch,
-        hosts={CORDON_DEFAULT: world.config.hosts},
+        have_hosts=have_hosts,
         preload=world.config.preload,
         share=world.share,
     )
@@ -172,6 +191,7 @@ async def _start_host(world: World) -> Started:
         ),
         table=table,
         quarantine=quarantine,
+        cordon=cordon_of_role(world.role),
     )
     # A Server that missed no process before this one believes in the isolates that it had.
     await asyncio.to_thread(line.tell, Frame.NOTICE, f"began {host.start()}".encode())
@@ -190,10 +210,11 @@ async def _start_server(world: World) -> Started:
     exporter = OtlpExporter(config.otlp_url, headers=config.otlp_headers) if config.otlp_url else None
     server = Server(
         world.server,
-        host_sockets=world.host_sockets(),
+        host_sockets=world.host_sockets,
         code_directory=world.code,
         links=Links(),
         peers=world.peers,
+        memory_bytes=config.isolates_bytes_max,
         entropy=_ids(),
         exporter=exporter,
         sharding=config.sharding,
@@ -208,11 +229,15 @@ async def _start_server(world: World) -> Started:
             await asyncio.sleep(_SYNC_AGAIN_S)
     world.socket("server").unlink(missing_ok=True)
     await server.start(world.socket("server"))
+
+    def hosts() -> list[str]:
+        return [role for cordon in server.cordons for role in config.host_names(cordon)]
+
     desk = MetricsDesk(
         world.server,
         own=lambda: statistics(b""),
         peers=world.peers,
-        others=(*config.host_names(), "shard", "ingress"),
+        others=lambda: (*hosts(), "shard", "ingress"),
         exporter=OtlpMetrics(config.otlp_url, world.server, headers=config.otlp_headers)
         if config.otlp_url and config.otlp_metrics
         else None,
@@ -235,7 +260,12 @@ async def _start_server(world: World) -> Started:
 
     async def statistics(payload: bytes) -> bytes:
         plain = decode_plain(await server.statistics())
-        more = {"egress": egress.statistics(), "peers": world.peer_statistics(), "metrics": endpoint.address}
+        more = {
+            "egress": egress.statistics(),
+            "peers": world.peer_statistics(),
+            "metrics": endpoint.address,
+            "host_roles": hosts(),
+        }
         return encode_plain({**plain, **more, "pid": os.getpid()})
 
     async def stop() -> None:
@@ -256,7 +286,7 @@ async def _start_server(world: World) -> Started:
 async def _start_shard(world: World) -> Started:
     shard = ShardServer(
         world.server,
-        host_sockets=world.host_sockets(),
+        host_sockets=world.host_sockets,
         code_directory=world.code,
         links=Links(),
         peers=world.peers,
@@ -375,7 +405,8 @@ STANDBY_ROLE = Role("standby", _start_standby)
 ROLES = {role.name: role for role in (*MACHINE_ROLES, CONTROL_ROLE, STANDBY_ROLE)}
 
 
-def machine_roles(config: ClusterConfig) -> list[Role]:
-    """What every machine runs with this configuration: as in the table, with as many hosts as are wanted."""
-    more = [ROLES["host"].named(name) for name in config.host_names()[1:]]
-    return [*MACHINE_ROLES, *more]
+def machine_roles(config: ClusterConfig, cordons: Sequence[str] = (CORDON_DEFAULT,)) -> list[Role]:
+    """What every machine runs with this configuration: as in the table, with as many hosts of each cordon as are
+    wanted."""
+    hosts = [ROLES["host"].named(name) for cordon in cordons for name in config.host_names(cordon)]
+    return [*(role for role in MACHINE_ROLES if role.name != "host"), *hosts]

@@ -24,6 +24,8 @@ from host_process import HostProcess
 from actors.admission import AdmissionLimits
 from actors.bindings import NOTHING_BOUND, Bindings
 from actors.control_plane import ControlPlane
+from actors.cordon_keeper import NoHosts
+from actors.cordons import cordon_of
 from actors.deployer import Deployer
 from actors.egress import EgressServer
 from actors.egress_policy import EgressPolicy
@@ -32,12 +34,13 @@ from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Answer, BodySource, Links
 from actors.peer import Calls, LocalPeers, Peer, PeerFailed, PeerLost
 from actors.residency import ResidencyLimits
+from actors.ring import worker_key
 from actors.routing import RoutingLimits
 from actors.server import Server
 from actors.server_line import ServerLine
 from actors.shard_server import ShardServer
 from actors.view import decode_plain, encode_plain
-from actors.worker import Limits, Plan
+from actors.worker import CORDON_DEFAULT, Limits, Plan
 from actors.worker_names import user_worker
 from isolates.artifact import ArtifactStore
 from isolates.artifact import Compiled as Artifact
@@ -224,41 +227,33 @@ class Machine:
         routing_limits: RoutingLimits | None = None,
         residency_limits: ResidencyLimits | None = None,
         sharding: bool = True,
+        memory_bytes: int | None = None,
     ):
         self.name = name
         self.code = directory / name / "code"
         self.server_socket = sockets / f"{name}-server.sock"
         self.host_socket = sockets / f"{name}-host.sock"
         self.egress_socket = sockets / f"{name}-egress.sock"
-        self.host = IsolateHost(
-            f"{name}/host",
-            self.host_socket,
-            self.code,
-            server=name,
-            tell_server=ServerLine(self.server_socket).tell,
-            egress_socket=self.egress_socket,
-            server_socket=self.server_socket,
-            residency_limits=residency_limits or ResidencyLimits(),
-            limits=HostLimits(),
-        )
-        self.processes = [
-            HostProcess(name, sockets / f"{name}-host-{i + 1}.sock", self.code, self.server_socket)
-            for i in range(processes)
-        ]
-        host_sockets = [process.socket for process in self.processes] or [self.host_socket]
+        self._sockets, self._processes = sockets, processes
+        self._residency_limits = residency_limits or ResidencyLimits()
+        #: By cordon. Of those in processes of their own this is one that does not run.
+        self.hosts = {CORDON_DEFAULT: self._host(CORDON_DEFAULT)}
+        self.host = self.hosts[CORDON_DEFAULT]
+        self.processes = self._host_processes(CORDON_DEFAULT)
         self.server = Server(
             name,
-            host_sockets=host_sockets,
+            host_sockets=self.sockets_of,
             code_directory=self.code,
             links=Links(),
             peers=peers,
             entropy=secrets.token_bytes,
             routing_limits=routing_limits,
             sharding=sharding,
+            memory_bytes=memory_bytes,
         )
         self.shard = ShardServer(
             name,
-            host_sockets=host_sockets,
+            host_sockets=self.sockets_of,
             code_directory=self.code,
             links=Links(),
             peers=peers,
@@ -268,6 +263,46 @@ class Machine:
         self.links = Links()
         peers.known[f"{name}/server"] = RemotePeer(f"{name}/server", self.server.calls, failures)
         peers.known[f"{name}/shard"] = RemotePeer(f"{name}/shard", self.shard.calls, failures)
+
+    def sockets_of(self, cordon: str) -> list[Path]:
+        """Where this machine's hosts of a cordon listen, or would."""
+        host = "host" if cordon == CORDON_DEFAULT else f"host-{cordon}"
+        if self._processes:
+            return [self._sockets / f"{self.name}-{host}-{i + 1}.sock" for i in range(self._processes)]
+        return [self._sockets / f"{self.name}-{host}.sock"]
+
+    def _host(self, cordon: str) -> IsolateHost:
+        return IsolateHost(
+            f"{self.name}/host",
+            self.sockets_of(cordon)[0] if not self._processes else self.host_socket,
+            self.code,
+            server=self.name,
+            tell_server=ServerLine(self.server_socket).tell,
+            egress_socket=self.egress_socket,
+            server_socket=self.server_socket,
+            residency_limits=self._residency_limits,
+            limits=HostLimits(),
+            cordon=cordon,
+        )
+
+    def _host_processes(self, cordon: str) -> list[HostProcess]:
+        sockets = self.sockets_of(cordon) if self._processes else []
+        return [HostProcess(self.name, socket, self.code, self.server_socket, cordon) for socket in sockets]
+
+    async def have_cordons(self, cordons: tuple[str, ...]) -> None:
+        """Have hosts of these cordons, and of no others."""
+        for cordon in set(self.hosts) - set(cordons):
+            self.hosts.pop(cordon).stop()
+            for process in [p for p in self.processes if p.cordon == cordon]:
+                self.processes.remove(process)
+                await asyncio.to_thread(process.kill)
+        for cordon in set(cordons) - set(self.hosts):
+            host = self.hosts[cordon] = self._host(cordon)
+            processes = self._host_processes(cordon)
+            if not processes:
+                host.start()
+            await asyncio.gather(*(asyncio.to_thread(process.start) for process in processes))
+            self.processes += processes
 
     async def start(self) -> None:
         await self.server.start(self.server_socket)
@@ -280,13 +315,16 @@ class Machine:
         self.links.close()
         await self.server.stop()
         await self.egress.stop()
-        self.host.stop()
+        for host in self.hosts.values():
+            host.stop()
         for process in self.processes:
             await asyncio.to_thread(process.kill)
 
     def process_of(self, version: str) -> "HostProcess":
         """The process that runs a version, as long as it lives."""
-        socket = self.server._hosts.of(version)
+        known = self.server._keeper.view.workers.values()
+        cordon = next(v.cordon for deployed in known for v in deployed.versions if v.version_id == version)
+        socket = self.server._hosts.of(version, cordon)
         return next(process for process in self.processes if str(process.socket) == socket)
 
     async def ask(self, asked: Request, body: BodySource | None = None) -> Got:
@@ -316,9 +354,11 @@ class Machine:
 
     def isolates(self) -> int:
         """Isolates that live on this machine."""
-        count = self.host.statistics()["isolates"]
-        assert isinstance(count, int)
-        return count
+        return self.count("isolates")
+
+    def count(self, what: str) -> int:
+        """What the hosts of this machine count together."""
+        return sum(int(str(host.statistics()[what])) for host in self.hosts.values())
 
 
 class CompleteServers:
@@ -334,6 +374,7 @@ class CompleteServers:
         residency_limits: ResidencyLimits | None = None,
         preload: bool = False,
         sharding: bool = True,
+        memory_bytes: int | None = None,
     ) -> None:
         if seed is not None:
             shutil.copytree(seed, directory / "control", copy_function=os.link)
@@ -341,9 +382,16 @@ class CompleteServers:
         self._sockets = Path(tempfile.mkdtemp(prefix="ew-"))
         self.directory = directory
         self.failures: list[BaseException] = []
+        self.cordons: tuple[str, ...] = (CORDON_DEFAULT,)
+        #: Why the owner has no hosts for another cordon.
+        self.no_hosts = ""
         self.peers = LocalPeers()
         self.control = ControlPlane(
-            directory / "control", peers=self.peers, now_ms=lambda: time.time_ns() // 10**6, preload=preload
+            directory / "control",
+            peers=self.peers,
+            now_ms=lambda: time.time_ns() // 10**6,
+            preload=preload,
+            have_hosts=self.have_hosts,
         )
         self.peers.known["control"] = RemotePeer("control", self.control.calls, self.failures)
         self.machines = [
@@ -357,6 +405,7 @@ class CompleteServers:
                 routing_limits,
                 residency_limits,
                 sharding,
+                memory_bytes,
             )
             for i in range(servers)
         ]
@@ -373,9 +422,17 @@ class CompleteServers:
             await self.add(machine)
         return self
 
+    async def have_hosts(self, cordons: tuple[str, ...]) -> None:
+        """Have every machine have hosts of these cordons, as the owner of a cluster does."""
+        if self.no_hosts:
+            raise NoHosts(self.no_hosts)
+        self.cordons = cordons
+        await asyncio.gather(*(machine.have_cordons(cordons) for machine in self.machines))
+
     async def add(self, machine: Machine) -> None:
         """Start a machine and let it join."""
         await machine.start()
+        await machine.have_cordons(self.cordons)
         await self.control.join(encode_plain({"server": machine.name, "weight": 1}))
         await machine.server.sync()
 
@@ -407,7 +464,7 @@ class CompleteServers:
                     or machine.egress.statistics()["links"]
                 ):
                     return False
-                if machine.host.statistics()["running"] or machine.host.statistics()["queued"]:
+                if machine.count("running") or machine.count("queued"):
                     return False
             calls = [peer.calls_under_way for peer in self.peers.known.values() if isinstance(peer, RemotePeer)]
             return not any(calls)
@@ -418,7 +475,7 @@ class CompleteServers:
         """So many guests run."""
 
         async def run() -> bool:
-            return sum(int(str(machine.host.statistics()["running"])) for machine in self.machines) == guests
+            return sum(machine.count("running") for machine in self.machines) == guests
 
         await wait_until(run, f"{guests} guests run")
 
@@ -428,12 +485,13 @@ class CompleteServers:
         component: bytes,
         bindings: Bindings = NOTHING_BOUND,
         routes: tuple[str, ...] = (),
+        cordon: str = "",
         **limits: int,
     ) -> dict[str, Any]:
         """Deploy a component under ``name`` on the paid plan; the job as it ended."""
         asked = {
             "name": name, "plan": "paid", "limits": limits, "component": component, "author": "a test",
-            "bindings": bindings.to_plain(), "routes": list(routes),
+            "bindings": bindings.to_plain(), "routes": list(routes), "cordon": cordon,
         }  # fmt: skip
         begun = decode_plain(await self.control.deploy(encode_plain(asked)))
         job: dict[str, Any] = {}
@@ -446,14 +504,21 @@ class CompleteServers:
         return job
 
     async def deploy_at(
-        self, home: int, zig: str, bindings: Bindings = NOTHING_BOUND, namespace: str = "", **limits: int
+        self,
+        home: int,
+        zig: str,
+        bindings: Bindings = NOTHING_BOUND,
+        namespace: str = "",
+        cordon: str = "",
+        **limits: int,
     ) -> str:
         """Deploy an example worker under a name whose home is server ``home``; its name."""
-        view = self.machines[0].server._view
+        ring = self.machines[0].server._view.ring
+        assert ring is not None
         names = (user_worker(namespace, f"{zig.replace('_', '-')}-{i}") for i in self._names)
-        name = next(name for name in names if view.home_of(name) == self[home].name)
+        name = next(n for n in names if ring.home_of(worker_key(cordon_of(n, cordon), n)) == self[home].name)
         # Plenty, since a test's own threads and its garbage collection are charged to the guest that they meet.
-        job = await self.deploy(name, component(zig), bindings, **{"cpu_ms": 10_000, **limits})
+        job = await self.deploy(name, component(zig), bindings, cordon=cordon, **{"cpu_ms": 10_000, **limits})
         assert job["error"] is None, job
         return name
 

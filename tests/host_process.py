@@ -17,9 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 class HostProcess:
     """The handle of such a process. One sibling a version, so that a second request waits in line."""
 
-    def __init__(self, server: str, socket: Path, code: Path, server_socket: Path) -> None:
+    def __init__(self, server: str, socket: Path, code: Path, server_socket: Path, cordon: str) -> None:
         self.socket = socket
-        self._arguments = [server, str(socket), str(code), str(server_socket)]
+        self.cordon = cordon
+        self._arguments = [server, str(socket), str(code), str(server_socket), cordon]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     from actors.residency import ResidencyLimits
     from actors.server_line import ServerLine
 
-    server, socket, code, server_socket = sys.argv[1:]
+    server, socket, code, server_socket, cordon = sys.argv[1:]
     line = ServerLine(Path(server_socket))
     host = IsolateHost(
         f"{server}/{Path(socket).stem}",
@@ -72,6 +73,7 @@ def main() -> None:
         tell_server=line.tell,
         server_socket=Path(server_socket),
         residency_limits=ResidencyLimits(siblings_max=1),
+        cordon=cordon,
     )
     line.tell(Frame.NOTICE, f"began {host.start()}".encode())
     print("listening", flush=True)

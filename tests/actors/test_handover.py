@@ -238,7 +238,8 @@ def test_a_cordon_without_hosts_is_refused_before_anything_is_done(play: Callabl
             plain = {"name": "hello", "plan": "paid", "limits": {}, "component": component("hello"), "author": "a test"}
             return encode_plain({**plain, "cordon": cordon})
 
-        for cordon, said in (("partners", "have host processes for 1: default"), ("No/such", "cordon: must match")):
+        cluster.no_hosts = "cordon: nobody starts host processes"
+        for cordon, said in (("partners", cluster.no_hosts), ("No/such", "cordon: must match"), ("@a", "alone")):
             begun = decode_plain(await cluster.control.deploy(order(cordon)))
             job: dict[str, Any] = {}
 

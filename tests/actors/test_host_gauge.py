@@ -45,4 +45,4 @@ def test_one_bound_is_enough_to_be_nearly_full(near: str) -> None:
         connections=Filled(81 if near == "connections" else 80, 100),
         residence_s=math.inf,
     )
-    assert load == Load(3, 81 if near == "queue" else 80, 1.5, 7, 95, 0.0, 0.0, bool(near))
+    assert load == Load(3, 81 if near == "queue" else 80, 1.5, 7, 95, 0.0, 0.0, bool(near), 100)

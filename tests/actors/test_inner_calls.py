@@ -15,7 +15,6 @@ from actors.bindings import Bindings, DispatchBinding, Outbound
 from actors.connection import Frame
 from actors.exchange import Outcome
 from actors.handover import first_request
-from actors.wire import REQUEST
 from tracing.trace import Attr, SpanName
 
 Scenario = Callable[[CompleteServers], Awaitable[None]]
@@ -138,7 +137,7 @@ def test_an_ending_of_an_inner_callee_is_an_answer_for_its_caller(
 
         async def stayed() -> bool:
             calls = inner(cluster)["calls"]
-            await cluster[1].server._hosts.tell(warm.version_id, Frame.PREWARM, REQUEST.encode(first_request(warm)))
+            await cluster[1].server._hosts.tell(first_request(warm), Frame.PREWARM)
             got = await cluster[1].ask(request(caller, CALL))
             assert got.served is not None
             endings.append((got.served.status, got.ended.outcome))
@@ -224,7 +223,7 @@ def test_what_can_not_stay_takes_the_books_along(play: Callable[..., None], far:
 
 def test_what_a_users_worker_fetches_goes_through_the_outbound_worker_within_a_host(play: Callable[..., None]) -> None:
     async def scenario(cluster: CompleteServers) -> None:
-        user = await cluster.deploy_at(1, "fetch", namespace="customers")
+        user = await cluster.deploy_at(1, "fetch", namespace="customers", cordon="default")
         guard = await cluster.deploy_at(1, "hello")
         bindings = Bindings(dispatch=(DispatchBinding("dispatch", "customers"),), outbound=Outbound(guard))
         dispatcher = await cluster.deploy_at(1, "fetch", bindings)
@@ -296,7 +295,7 @@ def test_a_client_that_leaves_stops_an_inner_callee(play: Callable[..., None], g
         async def stayed() -> bool:
             calls = inner(cluster)["calls"]
             warm = cluster[1].server._view.workers[callee].versions[0]
-            await cluster[1].server._hosts.tell(warm.version_id, Frame.PREWARM, REQUEST.encode(first_request(warm)))
+            await cluster[1].server._hosts.tell(first_request(warm), Frame.PREWARM)
             answer = await cluster[1].begin(request(caller, path), Pieces())
             await running(2)
             if guest == "stream":

@@ -41,7 +41,7 @@ def desk_of(cluster: CompleteServers, machine: Machine, exporter: OtlpMetrics | 
 
     cluster.peers.known[f"{machine.name}/host"] = LocalPeer({"statistics": host_statistics})
     return MetricsDesk(
-        machine.name, own=own, peers=cluster.peers, others=("host", "shard", "ingress"), exporter=exporter
+        machine.name, own=own, peers=cluster.peers, others=lambda: ("host", "shard", "ingress"), exporter=exporter
     )
 
 
@@ -106,7 +106,7 @@ def test_a_crowd_of_scrapers_asks_the_roles_once(tmp_path: Path) -> None:
             return encode_plain({"requests": asked})
 
         cluster = CompleteServers(tmp_path, 1)
-        desk = MetricsDesk("server-1", own=own, peers=cluster.peers, others=("ingress",))
+        desk = MetricsDesk("server-1", own=own, peers=cluster.peers, others=lambda: ("ingress",))
         texts = await asyncio.gather(*(desk.text() for _ in range(50)))
         assert len(set(texts)) == asked == 1
         cluster.control.close()

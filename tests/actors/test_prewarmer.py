@@ -21,10 +21,10 @@ class Host:
         self.heard = asyncio.Event()
         self.away = False
 
-    async def tell(self, version: str, kind: Frame, payload: bytes) -> None:
+    async def tell(self, request: Request, kind: Frame) -> None:
         if self.away:
             raise LinkBroken("away")
-        self.told.append((version, kind))
+        self.told.append((request.version, kind))
         self.heard.set()
 
 
@@ -121,10 +121,10 @@ def test_a_prewarm_that_breaks_is_not_the_last() -> None:
     async def scenario(prewarmer: Prewarmer, host: Host) -> None:
         tell, faults = prewarmer._tell_host, [RuntimeError("a bug")]
 
-        async def telling(version: str, kind: Frame, payload: bytes) -> None:
+        async def telling(request: Request, kind: Frame) -> None:
             if faults:
                 raise faults.pop()
-            await tell(version, kind, payload)
+            await tell(request, kind)
 
         prewarmer._tell_host = telling
         prewarmer.offer(a_request("a"), Source.HOT)

@@ -65,7 +65,7 @@ def test_an_abort_in_the_moment_of_the_head_leaves_nothing_lent(tmp_path: Path) 
         answer = AbortedAsItAnswers()
         shard = ShardServer(
             "server-2",
-            host_sockets=[tmp_path / "host.sock"],
+            host_sockets=lambda cordon: [tmp_path / "host.sock"],
             code_directory=tmp_path,
             links=LinksTo(answer),  # type: ignore[arg-type]
             peers=LocalPeers(),
@@ -139,7 +139,7 @@ def _shard(directory: Path, answers: list[Ending]) -> ShardServer:
         alive = ("the host's socket",)
         lost = 0
 
-        def of(self, version: str) -> str:
+        def of(self, version: str, cordon: str) -> str:
             return "the host's socket"
 
         async def run(self, request: Request, body: object) -> Ending:
@@ -147,7 +147,7 @@ def _shard(directory: Path, answers: list[Ending]) -> ShardServer:
 
     shard = ShardServer(
         "server-2",
-        host_sockets=[],
+        host_sockets=lambda cordon: [],
         code_directory=directory,
         links=LinksTo(AbortedAsItAnswers()),  # type: ignore[arg-type]
         peers=LocalPeers(),
@@ -238,7 +238,7 @@ def test_who_meets_a_home_is_met_in_turn(tmp_path: Path) -> None:
     async def scenario() -> None:
         shard = ShardServer(
             "server-2",
-            host_sockets=[],
+            host_sockets=lambda cordon: [],
             code_directory=tmp_path,
             links=LinksTo(AbortedAsItAnswers()),  # type: ignore[arg-type]
             peers=Noted(),

@@ -21,6 +21,7 @@ from https_client import Answer, fetch
 import everwarm
 from actors.bindings import Bindings, DispatchBinding, Outbound, Tail
 from actors.catalog import Catalog
+from actors.cordons import cordon_of
 from actors.ring import Ring, worker_key
 from benchmarks.local_cluster import LocalCluster, local_cluster
 from tracing.trace import Attr, Span, SpanName
@@ -44,7 +45,7 @@ class Platform:
         full = {name: f"{namespace}/{name}" if namespace else name for name in names}
         name = next(
             name for name, worker in full.items()
-            if worker not in taken and self.ring.home_of(worker_key("default", worker)) == home
+            if worker not in taken and self.ring.home_of(worker_key(cordon_of(worker), worker)) == home
         )  # fmt: skip
         self.cluster.client.deploy(
             name, WORKERS / zig / "worker.wasm", plan="paid", limits={"cpu_ms": 10_000, **limits}, bindings=bindings,

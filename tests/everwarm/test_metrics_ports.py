@@ -17,7 +17,7 @@ async def _nobody(payload: bytes) -> bytes:
 
 
 def world(config: ClusterConfig, edge_port: int) -> World:
-    return World(config, "server", "server-1", LocalPeers(), Path(config.home), edge_port, _nobody)
+    return World(config, "server", "server-1", LocalPeers(), Path(config.home), edge_port, _nobody, _nobody)
 
 
 @pytest.mark.parametrize(

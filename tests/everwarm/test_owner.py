@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ class NoBook:
     def ordered(self, number: int, answer: bytes) -> None:
         raise AssertionError
 
+    async def have_cordons(self, cordons: Sequence[str]) -> None:
+        raise AssertionError
+
 
 class WrittenBook:
     """Orders that are there already, and what became of them."""
@@ -55,12 +58,18 @@ class WrittenBook:
     def __init__(self, *orders: bytes) -> None:
         self.orders = list(enumerate(orders))
         self.answers: dict[int, dict[str, Any]] = {}
+        self.cordons: list[Sequence[str]] = []
         self.done = threading.Event()
 
     async def next_order(self) -> tuple[int, bytes]:
         if not self.orders:
             await asyncio.Event().wait()
         return self.orders.pop(0)
+
+    async def have_cordons(self, cordons: Sequence[str]) -> None:
+        self.cordons.append(cordons)
+        if "broken" in cordons:
+            raise StartFailed("server-1/host-broken did not start.")
 
     def ordered(self, number: int, answer: bytes) -> None:
         self.answers[number] = json.loads(answer)
@@ -113,6 +122,19 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, order: dict[str, 
 
     _, _, changes = with_owner(tmp_path, orders)
     assert changes == 0
+
+
+def test_hosts_of_cordons_wait_for_no_server_that_comes_or_goes(tmp_path: Path) -> None:
+    book = WrittenBook(
+        b'{"do": "cordons", "cordons": ["default", "@production"]}', b'{"do": "cordons", "cordons": ["broken"]}',
+        b'{"do": "cordons"}', b'{"do": "add"}',
+    )  # fmt: skip
+    _, _, changes = with_owner(tmp_path, lambda home: book.done.wait(10.0), book)
+    assert book.cordons == [["default", "@production"], ["broken"]]
+    assert book.answers[0] == {"done": {}}
+    assert book.answers[1] == {"error": "server-1/host-broken did not start."}
+    assert "KeyError" in book.answers[2]["error"]
+    assert changes == 2
 
 
 def test_nobody_owns_a_cluster_here(tmp_path: Path) -> None:

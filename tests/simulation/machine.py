@@ -17,6 +17,7 @@ from actors.link import Links
 from actors.peer import RayPeers
 from actors.server import Server
 from actors.shard_server import ShardServer
+from actors.worker import CORDON_DEFAULT
 from isolates.artifact import ArtifactStore
 from tests.simulation.edge import Edge
 from tests.simulation.host import HostNumbers, Make, SimulatedHost
@@ -87,7 +88,7 @@ class Machine:
         sockets = [Path(host.path) for host in self.hosts]
         self.server = Server(
             name,
-            host_sockets=sockets,
+            host_sockets=lambda cordon: sockets if cordon == CORDON_DEFAULT else [],
             code_directory=disk / "code",
             links=Links(),
             peers=RayPeers(network.peers_of(f"{name}/server")),
@@ -95,7 +96,7 @@ class Machine:
         )
         self.shard = ShardServer(
             name,
-            host_sockets=sockets,
+            host_sockets=lambda cordon: sockets if cordon == CORDON_DEFAULT else [],
             code_directory=disk / "code",
             links=Links(),
             peers=RayPeers(network.peers_of(f"{name}/shard")),
