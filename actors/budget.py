@@ -28,7 +28,11 @@ everything to the last unit; one that fans out may be refused while siblings hol
 Depth is not spent: it is how many stages a chain may still have, this one included, and each call has one less. A
 worker that calls itself therefore ends at the sixteenth, in the caller's hands, as ``loop-detected``.
 
-Connections are *places* and not spent either: who finds none waits for its turn, in order, and only so many wait.
+Connections are *places* and not spent either: who finds none waits for its turn, in order, and only so many wait. But
+whoever called a stage may hold all places until that stage answers, so waiting there for one of them could be for ever.
+Therefore a stage that has no connection may always open one, *beyond* the six if it has to; its first place that comes
+is for that one. A tree has six, and one more for each stage that came too late for one, all of which it pays for as
+invocations.
 
 CPU time: each stage has its own limit, the lowest of its layers (``context``). The tree's is what all its invocations
 might use if each were its root again, so that a free root can not burn a paid callee's 300 s thirty-one times. It is
@@ -207,6 +211,10 @@ class Budget:
             depth=max(0, self.depth - 1),
             connections=_part(self.connections, CONNECTIONS_PART),
         )
+
+    def places(self) -> "Budget":
+        """Some of the places that there are, and nothing else."""
+        return Budget(0, 0, 0, 0, _part(self.connections, CONNECTIONS_PART))
 
     def take(self, share: "Budget") -> "Budget | Exceeded":
         """What is left without ``share``, or what there is too little of. Depth stays: it is not used up."""

@@ -1,14 +1,18 @@
-"""One stage of this machine that calls others: what it may call, and which of its callees are still to be settled.
+"""One stage of this machine that calls others: what it may call, which of its callees are still to be settled, and
+whose turn it is to connect to the world.
 
 A callee is *answered* when its answer is over, and *settled* when it has had its last word: what it did not spend of
 its share has come back. Between the two lies what its guest does after the answer, and a word from its Server.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from actors.budget import Budget, Exceeded, Spent
 from actors.exchange import Capability
+from actors.ledger import Turn
 from actors.stage_calls import StageCalls
 from actors.stage_report import Call
 
@@ -34,6 +38,33 @@ class CallingStage:
         self._idle = asyncio.Event()  # nor any that are not answered
         self._idle.set()
 
+    # ------------------------------------------------------------------------------------------------------- budget
+
+    def granted_more(self, extra: Budget) -> None:
+        """Its caller gave more."""
+        _go(self.calls.ledger.granted_more(extra))
+
+    def over(self, call: int, spent: Spent | None) -> None:
+        """A call is over, by its key in the books. ``spent``: None when nobody knows."""
+        _go(self.calls.ledger.settle(call, spent))
+
+    @asynccontextmanager
+    async def connected(self, within_s: float, more: Callable[[], Awaitable[bool]]) -> AsyncIterator[Exceeded | None]:
+        """A place for one connection to the world, in its turn; ``Exceeded`` when too many wait. ``more`` asks its
+        caller for places, where there are none. ``TimeoutError`` after ``within_s``."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        told = self.calls.ledger.connect(turn)
+        try:
+            if told is Turn.WAIT:
+                async with asyncio.timeout(within_s):
+                    await more()
+                    await turn
+            yield told if isinstance(told, Exceeded) else None
+        finally:
+            _go(self.calls.ledger.disconnect(turn))
+
+    # ------------------------------------------------------------------------------------------------------ callees
+
     def began(self) -> None:
         """A call is made."""
         self._idle.clear()
@@ -58,6 +89,14 @@ class CallingStage:
     async def wait_idle(self) -> None:
         """Until all are settled."""
         await _wait(self._idle)
+
+
+def _go(turns: Iterable[object]) -> None:
+    """The turn of these has come."""
+    for turn in turns:
+        assert isinstance(turn, asyncio.Future)
+        if not turn.done():  # else it has just given up, and says so next
+            turn.set_result(None)
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -373,6 +373,7 @@ class Context:
         return replace(self, left_ms=_smaller(self.left_ms, left_ms))
 
 
+# Places for connections are not in it: they come and go, and whoever connects asks the stage's books (``ledger``).
 @lru_cache(maxsize=4_096)  # a tree's shape decides how much each stage has of what, and most trees have one of few
 def _within(limits: Limits, budget: Budget) -> Limits:
     return replace(
@@ -381,7 +382,6 @@ def _within(limits: Limits, budget: Budget) -> Limits:
         subrequests_max=min(limits.subrequests_max, budget.subrequests),
         invocations_max=min(limits.invocations_max, budget.invocations),
         depth_max=min(limits.depth_max, budget.depth),
-        connections_max=min(limits.connections_max, budget.connections),
     )
 
 

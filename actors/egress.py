@@ -261,16 +261,26 @@ class EgressServer:
 
     async def _carry_out(self, asked: Asked, connection: Connection) -> None:
         """An exchange up to the last byte of its answer. ``ExchangeFailed`` says why not."""
-        if self._nested is not None:
-            try:
-                aimed = await self._nested.aim(asked)
-                if aimed is not None:
-                    await self._call(self._nested, aimed, connection)
-                    return
-            except CallRefused as refused:
-                raise ExchangeFailed(refused.code) from refused
+        if self._nested is None:
+            await self._go_out(asked, connection, self._turn(asked))
+            return
+        try:
+            aimed = await self._nested.aim(asked)
+            if isinstance(aimed, Aimed):
+                await self._call(self._nested, aimed, connection)
+                return
+            within_s = self._connect_s(asked)
+            turn = self._turn(asked) if aimed is None else self._nested.connected(aimed, within_s)
+            await self._go_out(asked, connection, turn)
+        except CallRefused as refused:
+            raise ExchangeFailed(refused.code) from refused
+
+    async def _go_out(
+        self, asked: Asked, connection: Connection, turn: contextlib.AbstractAsyncContextManager[None]
+    ) -> None:
+        """An exchange with the world, in its ``turn``."""
         target, headers = self._judge(asked)
-        async with self._admitted(asked.worker) as pool, self._turn(asked):
+        async with self._admitted(asked.worker) as pool, _in_time(turn):
             length = content_length(headers)
             if isinstance(length, tuple):
                 raise ExchangeFailed(length)
@@ -280,7 +290,7 @@ class EgressServer:
                 headers = (*headers, ("content-length", b"0"))
             body = self._pieces(connection, first, length) if has_body else None
             timeouts = OriginTimeouts(
-                shorter(asked.timeouts.connect_s, self._limits.connect_s),
+                self._connect_s(asked),
                 shorter(asked.timeouts.first_byte_s, self._limits.first_byte_s),
                 shorter(asked.timeouts.between_bytes_s, self._limits.between_bytes_s),
             )
@@ -336,20 +346,22 @@ class EgressServer:
             tenant.open -= 1
             tenant.used_s = asyncio.get_running_loop().time()
 
+    def _connect_s(self, asked: Asked) -> float:
+        """How long a connection may take, and the wait for a turn to make it."""
+        return shorter(asked.timeouts.connect_s, self._limits.connect_s)
+
     @contextlib.asynccontextmanager
     async def _turn(self, asked: Asked) -> AsyncIterator[None]:
-        """A turn among the open exchanges of a request tree; one too many waits as long as a connection may take."""
+        """A turn among the open exchanges of a request that is alone in its tree. ``TimeoutError`` when it does not
+        come while a connection may take."""
         if not asked.request_id:
             yield
             return
         tree = self._trees.setdefault(asked.request_id, _Tree(asyncio.Semaphore(max(1, asked.connections_max))))
         tree.users += 1
         try:
-            try:
-                async with asyncio.timeout(shorter(asked.timeouts.connect_s, self._limits.connect_s)):
-                    await tree.turns.acquire()
-            except TimeoutError as late:
-                raise ExchangeFailed(_FULL) from late
+            async with asyncio.timeout(self._connect_s(asked)):
+                await tree.turns.acquire()
             try:
                 yield
             finally:
@@ -400,6 +412,17 @@ class EgressServer:
             connection.send(Frame.DATA, piece[start : start + PIECE_BYTES_MAX])
         async with asyncio.timeout(self._limits.guest_s):
             await connection.drain()
+
+
+@contextlib.asynccontextmanager
+async def _in_time(turn: contextlib.AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    """Within ``turn``. ``ExchangeFailed`` when that does not come in time."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(turn)
+        except TimeoutError as late:
+            raise ExchangeFailed(_FULL) from late
+        yield
 
 
 def _cancel(task: "asyncio.Task[None]") -> None:

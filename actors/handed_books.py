@@ -51,5 +51,5 @@ class HandedCall:
 
     def over(self, spent: Spent) -> None:
         """Its callee is over."""
-        self.caller.calls.ledger.settle(self._key, spent)
+        self.caller.over(self._key, spent)
         self.caller.settled(answered=False)

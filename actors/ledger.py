@@ -20,15 +20,14 @@ class Turn(Enum):
     """What becomes of somebody who wants a connection."""
 
     GO = "go"
-    WAIT = "wait"
-    ASK = "ask"  # waits as well, and only a place from the caller can end that: ask for one
+    WAIT = "wait"  # for one that ends here, or a place that comes back or is given on top: ask the caller for one
 
 
 class Ledger:
     """The part of a tree's budget that one stage has. Lives with the stage, on its machine; used by one thread.
 
     At every moment, of everything: ``granted == left + own + out + spent``, where own is the CPU time kept for the
-    stage's guest and the places of its open connections.
+    stage's guest and the places of its open connections (``places``).
     """
 
     def __init__(self, granted: Budget, own_cpu_us: int) -> None:
@@ -39,6 +38,7 @@ class Ledger:
         self.out: dict[int, Budget] = {}
         self.spent = Spent(invocations=1)
         self._open: set[object] = set()
+        self._beyond = False  # one of these has no place of the tree's
         self._waiting: OrderedDict[object, None] = OrderedDict()
         self._last_call = 0
         self._closed = False
@@ -86,14 +86,15 @@ class Ledger:
         return self._last_call, share
 
     def more(self, call: int, what: Resource, ask: Ask) -> "Budget | Exceeded":
-        """A callee has run out of ``what``: as much again goes to it, of everything, as when it was called.
+        """A callee has run out of ``what``: as much again goes to it, of everything, as when it was called. Of places
+        it is places alone: who waits for one has enough of the rest.
 
         ``Exceeded``: there is none here; ask further up, or give up. ``KeyError`` when the call is not out.
         """
         lent = self.out[call]
         # What its caller allows it, it may have once, in however many parts.
         rest = Ask(ask.cpu_us, max(0, ask.subrequests_max - lent.subrequests))
-        extra = self.left.part(rest)
+        extra = self.left.places() if what is Resource.CONNECTIONS else self.left.part(rest)
         if what is Resource.DEPTH or not extra.amount(what):
             return Exceeded(what)
         left = self.left.take(extra)
@@ -134,9 +135,10 @@ class Ledger:
             self.settle(call, None)
         # A guest is stopped within a few ms of its limit; what it ran over is taken from what is left, or forgotten.
         used_us = min(cpu_us, self.own_cpu_us + self.left.cpu_us)
-        self.left = self.left.less(cpu_us=used_us - self.own_cpu_us, connections=-len(self._open))
+        self.left = self.left.less(cpu_us=used_us - self.own_cpu_us, connections=-self.places)
         self.own_cpu_us = 0
         self._open.clear()
+        self._beyond = False
         self.spent = self.spent.plus(Spent(cpu_us=used_us))
         return self.spent
 
@@ -178,14 +180,13 @@ class Ledger:
         """``who`` wants a connection. ``WAIT``: some call here returns it to a list; ``Exceeded``: too many wait."""
         assert who not in self._open, "one connection each"
         assert who not in self._waiting, "one turn each"
-        if self.left.connections:  # then nobody waits: whatever gives places back wakes those who do
+        if self._may_go:  # then nobody waits: whatever gives places back wakes those who do
             self._go(who)
             return Turn.GO
         if len(self._waiting) >= WAITING_MAX:
             return Exceeded(Resource.CONNECTIONS)
         self._waiting[who] = None
-        returns = bool(self._open) or any(share.connections for share in self.out.values())
-        return Turn.WAIT if returns else Turn.ASK
+        return Turn.WAIT
 
     def disconnect(self, who: object) -> list[object]:
         """``who`` is done with its connection, or does not want to wait any more. Returns whose turn has come. Safe to
@@ -193,7 +194,10 @@ class Ledger:
         self._waiting.pop(who, None)
         if who in self._open:
             self._open.remove(who)
-            self.left = self.left.less(connections=-1)
+            if self._beyond:
+                self._beyond = False  # whichever it was: the others have places
+            else:
+                self.left = self.left.less(connections=-1)
         return self._next()
 
     @property
@@ -206,13 +210,28 @@ class Ledger:
         """How many wait for one."""
         return len(self._waiting)
 
+    @property
+    def places(self) -> int:
+        """Of the tree's places, those that they have."""
+        return len(self._open) - self._beyond
+
+    @property
+    def _may_go(self) -> bool:
+        return bool(self.left.connections) or not self._open
+
     def _go(self, who: object) -> None:
         self._open.add(who)
-        self.left = self.left.less(connections=1)
+        if self.left.connections:
+            self.left = self.left.less(connections=1)
+        else:
+            self._beyond = True
 
     def _next(self) -> list[object]:
+        if self._beyond and self.left.connections:
+            self._beyond = False
+            self.left = self.left.less(connections=1)
         going: list[object] = []
-        while self._waiting and self.left.connections:
+        while self._waiting and self._may_go:
             who, _ = self._waiting.popitem(last=False)
             self._go(who)
             going.append(who)

@@ -123,7 +123,7 @@ class NestedAnswer:
             self._subtree.set_result(spent)
 
     def _over(self, spent: Spent | None) -> None:
-        self.stage.calls.over(self._call, spent)
+        self.stage.over(self._call.key, spent)
         self.stage.settled(answered=self._is_answered)
         self._tell_over(self, spent)
 

@@ -23,7 +23,8 @@ of the trace is. They go when the callee is over, which may be long after its ca
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -179,13 +180,13 @@ class NestedCalls:
                 extra = stage.caller.more(what)
             if isinstance(extra, Exceeded):
                 return False
-            stage.calls.ledger.granted_more(extra)
+            stage.granted_more(extra)
             return True
         asked = _MoreAsked(stage.caller, what)
         answered = await self._ask(stage.caller.owner, "more_budget", _ENCODER.encode(asked))
         if not answered:
             return False
-        stage.calls.ledger.granted_more(_BUDGET.decode(answered))
+        stage.granted_more(_BUDGET.decode(answered))
         return True
 
     async def _ask(self, server: str, method: str, payload: bytes) -> bytes:
@@ -203,8 +204,9 @@ class NestedCalls:
         """Forget what is on the side."""
         await self._side.stop()
 
-    async def aim(self, asked: Asked) -> "Aimed | None":
-        """Whose a fetch is; None: the world's, and counted as such. ``CallRefused``: nobody's."""
+    async def aim(self, asked: Asked) -> "Aimed | CallingStage | None":
+        """Whose a fetch is: a worker's, or the world's, and counted as such. Then it is the stage whose tree has places
+        for its connection; None: it is alone in its tree. ``CallRefused``: nobody's."""
         stage = self._stage_of(asked)
         if stage is None:
             if is_internal(asked.head.authority):
@@ -220,10 +222,20 @@ class NestedCalls:
                 refused = stage.calls.out()
             if refused is not None:
                 raise self._refusal(asked, refused)
-            return None
+            return stage
         if isinstance(aim, Refused):
             raise self._refusal(asked, aim)
         return Aimed(asked, stage, aim)
+
+    @asynccontextmanager
+    async def connected(self, stage: CallingStage, within_s: float) -> AsyncIterator[None]:
+        """A place for a connection to the world among those of a stage's tree. ``TimeoutError`` when its turn does not
+        come in time, ``CallRefused`` when too many wait."""
+        async with stage.connected(within_s, lambda: self._has_more(stage, Resource.CONNECTIONS)) as exceeded:
+            if exceeded is not None:
+                self.counts["refused"] += 1
+                raise CallRefused(Refused(exceeded.code, exceeded.text, exceeded.what))
+            yield
 
     async def open(self, aimed: "Aimed", first: tuple[Frame, bytes] | None, rest: Connection) -> NestedAnswer:
         """Carry out a fetch that is for a worker. ``first`` is the first frame of its body, if it has come, ``rest``
@@ -246,7 +258,7 @@ class NestedCalls:
         leaving = call.context.leaving(_now_s(), deadline_s)
         context = encode_context(leaving)
         if isinstance(context, TooLarge):
-            stage.calls.over(call, _NOTHING)
+            stage.over(call.key, _NOTHING)
             raise self._refusal(asked, Refused(("HTTP-request-denied", None), "what its callers set is too large"))
         self.counts["calls"] += 1
         answer = NestedAnswer(
@@ -338,7 +350,7 @@ class NestedCalls:
         for handed in asked.books:
             known = self._stages.get(handed.handler)
             if known is not None:
-                known.calls.ledger.granted_more(handed.left)
+                known.granted_more(handed.left)
                 if isinstance(known.caller, HandedCall):
                     known.caller.brought(handed.left)
                 stage = known

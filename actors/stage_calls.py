@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from actors.bindings import Bindings, NotBound, ServiceTarget, UserTarget, resolve
-from actors.budget import Budget, Exceeded, Resource, Spent
+from actors.budget import Budget, Exceeded, Resource
 from actors.context import PARAMETERS_BYTES_MAX, Caps, Context, Layer, Outbound, Owner, Trust, guest_parameters, pairs
 from actors.egress_policy import INTERNAL_PREFIX
 from actors.ledger import Ledger
@@ -128,10 +128,6 @@ class StageCalls:
     def more(self, call: Call, what: Resource) -> Budget | Exceeded:
         """A callee's share has too little of something: what it gets on top, out of what is left here."""
         return self.ledger.more(call.key, what, call.context.ask_for(call.callee))
-
-    def over(self, call: Call, spent: Spent | None) -> None:
-        """A call is over. ``spent``: None when nobody knows."""
-        self.ledger.settle(call.key, spent)
 
     def _layer(self, aim: Aim, headers: FieldItems) -> Layer | Refused:
         """What this stage sets for a callee and everything below it."""

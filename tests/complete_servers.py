@@ -28,7 +28,7 @@ from actors.cordon_keeper import NoHosts
 from actors.cordons import cordon_of
 from actors.deployer import Deployer
 from actors.egress import EgressServer
-from actors.egress_policy import EgressPolicy
+from actors.egress_policy import EgressPolicy, parse_rule
 from actors.exchange import WINDOW_BYTES_MAX, Ended, Request, RequestHead, Served
 from actors.isolate_host import HostLimits, IsolateHost
 from actors.link import Answer, BodySource, Links
@@ -228,6 +228,7 @@ class Machine:
         residency_limits: ResidencyLimits | None = None,
         sharding: bool = True,
         memory_bytes: int | None = None,
+        egress_allow: tuple[str, ...] = (),
     ):
         self.name = name
         self.code = directory / name / "code"
@@ -259,7 +260,7 @@ class Machine:
             peers=peers,
             limits=AdmissionLimits(),
         )
-        self.egress = EgressServer(EgressPolicy(), nested=self.server.nested)
+        self.egress = EgressServer(EgressPolicy(added=tuple(map(parse_rule, egress_allow))), nested=self.server.nested)
         self.links = Links()
         peers.known[f"{name}/server"] = RemotePeer(f"{name}/server", self.server.calls, failures)
         peers.known[f"{name}/shard"] = RemotePeer(f"{name}/shard", self.shard.calls, failures)
@@ -375,6 +376,7 @@ class CompleteServers:
         preload: bool = False,
         sharding: bool = True,
         memory_bytes: int | None = None,
+        egress_allow: tuple[str, ...] = (),
     ) -> None:
         if seed is not None:
             shutil.copytree(seed, directory / "control", copy_function=os.link)
@@ -406,6 +408,7 @@ class CompleteServers:
                 residency_limits,
                 sharding,
                 memory_bytes,
+                egress_allow,
             )
             for i in range(servers)
         ]

@@ -1,5 +1,6 @@
 """A tree never uses more than it has, whatever its shape, its order and its losses."""
 
+import random
 from dataclasses import fields, replace
 
 import pytest
@@ -29,7 +30,7 @@ def lent(ledger: Ledger, ask: Ask = ANY) -> tuple[int, Budget]:
 
 
 def balanced(ledger: Ledger) -> bool:
-    own = Budget(ledger.own_cpu_us, 0, 0, 0, ledger.connected)
+    own = Budget(ledger.own_cpu_us, 0, 0, 0, ledger.places)
     for name in COUNTED:
         parts = [ledger.left, own, ledger.spent, *ledger.out.values()]
         if getattr(ledger.granted, name) != sum(getattr(part, name) for part in parts):
@@ -193,28 +194,84 @@ def test_places_that_a_call_took_along_come_back_to_those_who_wait() -> None:
     assert balanced(root)
 
 
-def test_without_any_place_a_stage_asks_its_caller() -> None:
+def test_a_stage_without_any_place_has_one_connection_all_the_same() -> None:
+    """And the first place that comes is for that one, so that a tree is back within its six as soon as can be."""
     root = begun(replace(FREE, connections=1))
     mine, share = lent(root)
     other, none = lent(root)
     assert (share.connections, none.connections) == (1, 0)
-    waits = begun(none)
-    assert waits.connect("x") is Turn.ASK
+    late = begun(none)
+    assert [late.connect(who) for who in "xy"] == [Turn.GO, Turn.WAIT]
+    assert (late.connected, late.places) == (1, 0)
     assert root.more(other, Resource.CONNECTIONS, ANY) == Exceeded(Resource.CONNECTIONS)
     root.settle(mine, begun(share).close(0))
     extra = root.more(other, Resource.CONNECTIONS, ANY)
     assert isinstance(extra, Budget)
-    assert waits.granted_more(extra) == ["x"]
+    assert late.granted_more(extra) == []
+    assert (late.connected, late.places) == (1, 1)
+    assert late.disconnect("x") == ["y"]
+    assert (late.connected, late.places) == (1, 1)
     assert balanced(root)
-    assert balanced(waits)
+    assert balanced(late)
+    root.settle(other, late.close(0))
+    assert root.left.connections == 1
+
+
+def test_one_after_the_other_goes_where_there_is_no_place_at_all() -> None:
+    stage = begun(replace(FREE, connections=0))
+    assert [stage.connect(who) for who in "abc"] == [Turn.GO, Turn.WAIT, Turn.WAIT]
+    assert (stage.disconnect("a"), stage.disconnect("b"), stage.disconnect("c")) == (["b"], ["c"], [])
+    assert (stage.left.connections, stage.close(0).connections) == (0, 0)
+    assert balanced(stage)
 
 
 def test_only_so_many_wait() -> None:
     root = begun(replace(FREE, connections=0))
-    assert {root.connect(who) for who in range(WAITING_MAX)} == {Turn.ASK}
+    assert [root.connect(who) for who in range(WAITING_MAX + 1)] == [Turn.GO] + [Turn.WAIT] * WAITING_MAX
     assert root.connect("one more") == Exceeded(Resource.CONNECTIONS)
     root.close(0)
     assert root.waiting == 0
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 6),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)), max_size=31),
+    st.randoms(use_true_random=False),
+)
+def test_no_tree_waits_for_itself(places: int, stages: list[tuple[int, int]], chance: random.Random) -> None:
+    """The worst guests that there are: each opens more connections than it needs, and holds what it got until all that
+    it called has answered. A stage answers when those have and it has had one connection. All do, in any order."""
+    running = [(begun(replace(PAID, connections=places)), -1, 0)]
+    for number, (caller, _) in enumerate(stages):
+        above = caller % len(running)
+        call = running[above][0].lend(ANY)
+        if isinstance(call, Exceeded):
+            continue
+        stage = Ledger.begin(call[1], 0)
+        assert isinstance(stage, Ledger)
+        for who in range(stages[number][1]):
+            running[above][0].connect((number, who))
+        running.append((stage, above, call[0]))
+    ended: set[int] = set()
+    while len(ended) < len(running):
+        ready = [
+            i
+            for i, (stage, _, _) in enumerate(running)
+            if i not in ended and not stage.out and (stage.connected or stage.connect("its one") is Turn.GO)
+        ]
+        assert ready, "all wait"
+        taken = sum(stage.places for i, (stage, _, _) in enumerate(running) if i not in ended)
+        beyond = sum(stage.connected - stage.places for i, (stage, _, _) in enumerate(running) if i not in ended)
+        assert taken <= places
+        assert beyond <= len(running) - len(ended)
+        which = chance.choice(ready)
+        stage, above, key = running[which]
+        spent = stage.close(0)
+        ended.add(which)
+        if above >= 0:
+            running[above][0].settle(key, spent)
+    assert running[0][0].left.connections == places, "all places have come back"
 
 
 def test_the_places_of_a_lost_machine_do_not_come_back() -> None:
@@ -234,7 +291,6 @@ class Tree:
         self.granted = granted
         self.running: list[tuple[Ledger, Ledger | None, int]] = [(begun(granted), None, 0)]
         self.used = dict.fromkeys(COUNTED, 0) | {"invocations": 1}
-        self.connections = 0
         self.names = 0
 
     def step(self, what: str, which: int, amount: int) -> None:
@@ -257,30 +313,32 @@ class Tree:
             self.used["subrequests"] += ledger.subrequest() is None
         elif what == "connect":
             self.names += 1
-            self.connections += ledger.connect(self.names) is Turn.GO
+            ledger.connect(self.names)
         elif what == "disconnect":
             for who in sorted(ledger._open, key=str)[:1]:
-                self.connections += len(ledger.disconnect(who)) - 1
+                ledger.disconnect(who)
         elif what == "more" and caller is not None and call in caller.out:
             extra = caller.more(call, list(Resource)[amount % 5], Ask(amount))
             if isinstance(extra, Budget):
-                self.connections += len(ledger.granted_more(extra))
+                ledger.granted_more(extra)
         elif what == "end" and place:
             del self.running[place]
-            self.connections -= ledger.connected
             used_us = min(amount, ledger.own_cpu_us)
             self.used["cpu_us"] += used_us
             spent = ledger.close(used_us)
             if caller is not None and call in caller.out:
-                self.connections += len(caller.settle(call, spent))
+                caller.settle(call, spent)
         elif what == "lose" and caller is not None and call in caller.out:
-            self.connections += len(caller.settle(call, None))
+            caller.settle(call, None)
 
     def check(self) -> None:
         assert all(balanced(ledger) for ledger, _, _ in self.running)
         for name in ("subrequests", "invocations", "cpu_us"):
             assert self.used[name] <= getattr(self.granted, name), name
-        assert 0 <= self.connections <= self.granted.connections
+        ledgers = [ledger for ledger, _, _ in self.running]
+        assert sum(ledger.places for ledger in ledgers) <= self.granted.connections
+        assert all(0 <= ledger.connected - ledger.places <= 1 for ledger in ledgers)
+        assert not any(ledger.waiting for ledger in ledgers if not ledger.connected)
 
 
 STEPS = st.tuples(

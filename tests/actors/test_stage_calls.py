@@ -143,7 +143,7 @@ def test_calls_end_when_the_tree_has_no_more() -> None:
     calls = stage(DISPATCHER)
     for _ in range(PAID.invocations_max - 1):
         call = made(calls, "api.binding.internal")
-        calls.over(call, Spent(invocations=1))
+        calls.ledger.settle(call.key, Spent(invocations=1))
     aim = calls.aim("api.binding.internal")
     assert isinstance(aim, Aim)
     last = calls.call(aim, head("api.binding.internal"), NEXT, PAID)
@@ -154,7 +154,7 @@ def test_calls_end_when_the_tree_has_no_more() -> None:
 def test_a_call_that_was_refused_costs_a_subrequest_and_no_more() -> None:
     calls = stage(DISPATCHER)
     before = calls.ledger.left
-    calls.over(made(calls, "api.binding.internal"), NOTHING)
+    calls.ledger.settle(made(calls, "api.binding.internal").key, NOTHING)
     assert calls.ledger.left.invocations == before.invocations
     assert calls.ledger.left.subrequests == before.subrequests - 1
 
