@@ -71,7 +71,8 @@ class HostNews:
             with self._lock:
                 missed = self._live.take(time.monotonic())
             if missed is not None:
-                self._tell(Frame.LIVE, LIVE_EVENT.encode(live_event(request, ending, self._server, missed)))
+                event = live_event(request, ending, self._server, missed, self._live.headers)
+                self._tell(Frame.LIVE, LIVE_EVENT.encode(event))
 
     def calls_nobody(self, handler: str, cpu_us: int) -> None:
         """A stage that used the way out calls nobody any more, and used so much itself."""

@@ -50,6 +50,7 @@ class LiveDesk:
         self._limits = limits
         self._tails = LiveTails(limits)
         self._told: frozenset[str] = frozenset()
+        self._told_headers: frozenset[str] = frozenset()
         self._news: dict[str, asyncio.Event] = {}
         self.calls: Calls = {"tail": self.tail, "read_tail": self.read_tail, "end_tail": self.end_tail}
 
@@ -60,6 +61,11 @@ class LiveDesk:
     def is_on(self, worker: str) -> bool:
         """Whether somebody watches a worker."""
         return worker in self._told
+
+    @property
+    def headers(self) -> frozenset[str]:
+        """The names of the headers that events are to have."""
+        return self._told_headers
 
     def told(self, payload: bytes) -> None:
         """A host or an edge tells of an event."""
@@ -80,10 +86,10 @@ class LiveDesk:
 
     async def _spread(self, *, again: bool = False) -> None:
         """Tell hosts and edges who is watched, if that has changed; ``again``: also if anybody is."""
-        workers = self._tails.workers
-        if workers != self._told or (again and workers):
-            self._told = workers
-            await self._tell(Watched(time.monotonic_ns(), tuple(sorted(workers))))
+        workers, headers = self._tails.workers, self._tails.headers
+        if (workers, headers) != (self._told, self._told_headers) or (again and workers):
+            self._told, self._told_headers = workers, headers
+            await self._tell(Watched(time.monotonic_ns(), tuple(sorted(workers)), tuple(sorted(headers))))
 
     async def tail(self, payload: bytes) -> bytes:
         """Watch a worker: ``{"key": ...}``, or ``{"error": why not}``."""

@@ -14,7 +14,7 @@ and what is left out is counted.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any, Final
@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.exchange import Ended, Outcome, Request, status_of
+from actors.live_headers import NAMES_MAX, HeaderFilter, checked_header, has_header, parse_header, told_headers
 from actors.stage_report import Ending
 from actors.wire import Codec
 from tracing.redaction import redact_query
@@ -61,7 +62,8 @@ _EVENT_BYTES: Final = 256
 
 class LiveEvent(msgspec.Struct, frozen=True):
     """One invocation that is over. ``server``: who told of it. ``ending.url`` is redacted, its status what a client
-    gets. ``missed``: events that the teller left out since its last one."""
+    gets. ``missed``: events that the teller left out since its last one. ``headers``: those of the request that a
+    reader asked for (``live_headers``)."""
 
     worker: str
     version: str
@@ -71,18 +73,23 @@ class LiveEvent(msgspec.Struct, frozen=True):
     nested: bool
     ending: Ending
     missed: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def bytes_(self) -> int:
         """About what it weighs."""
-        return _EVENT_BYTES + self.ending.log_bytes + len(self.ending.url) + len(self.ending.exception)
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return _EVENT_BYTES + self.ending.log_bytes + len(self.ending.url) + len(self.ending.exception) + headers
 
 
 LIVE_EVENT = Codec(LiveEvent)
 
 
-def live_event(request: Request, ending: Ending, server: str, missed: int = 0) -> LiveEvent:
-    """What is told of a request: with the secrets in its query redacted, and logs cut."""
+def live_event(
+    request: Request, ending: Ending, server: str, missed: int = 0, headers: Collection[str] = ()
+) -> LiveEvent:
+    """What is told of a request: with the secrets in its query redacted, and logs cut. ``headers``: the names of those
+    that somebody asks for."""
     path, question, query = ending.url.partition("?")
     status = ending.status
     if status is None and ending.outcome is not Outcome.OK:
@@ -91,7 +98,7 @@ def live_event(request: Request, ending: Ending, server: str, missed: int = 0) -
     context = parse_traceparent(request.traceparent)
     return LiveEvent(
         request.worker, request.version, server, request.request_id, "" if context is None else context.trace_id,
-        bool(request.context), ending, missed,
+        bool(request.context), ending, missed, told_headers(request.head.headers, headers) if headers else (),
     )  # fmt: skip
 
 
@@ -108,7 +115,8 @@ class LiveFilter(msgspec.Struct, frozen=True):
     """Which events a reader wants: those that are in every list that is not empty.
 
     ``statuses`` are ranges, both ends included. ``search`` is in the url, a line of log or the exception, as it is
-    written. ``sampling``: the share of traces, from 0 to 1; all stages of one are told, or none.
+    written. ``sampling``: the share of traces, from 0 to 1; all stages of one are told, or none. ``headers``: names,
+    each with a text that is in the value.
     """
 
     statuses: tuple[tuple[int, int], ...] = ()
@@ -116,6 +124,7 @@ class LiveFilter(msgspec.Struct, frozen=True):
     outcomes: tuple[str, ...] = ()
     search: str = ""
     sampling: float = 1.0
+    headers: tuple[HeaderFilter, ...] = ()
 
     def wants(self, event: LiveEvent) -> bool:
         """Whether an event passes."""
@@ -126,6 +135,8 @@ class LiveFilter(msgspec.Struct, frozen=True):
             return False
         status = ending.status
         if self.statuses and (status is None or not any(low <= status <= high for low, high in self.statuses)):
+            return False
+        if self.headers and not has_header(event.headers, self.headers):
             return False
         if self.search and not any(self.search in text for text in _texts(ending)):
             return False
@@ -146,8 +157,10 @@ def parse_filter(
     outcomes: Iterable[str] = (),
     search: str = "",
     sampling: float = 1.0,
+    headers: Iterable[str] = (),
 ) -> LiveFilter:
-    """A filter as people write it: ``404``, ``5xx``, ``400-499``; in any case. ValueError says what is wrong."""
+    """A filter as people write it: ``404``, ``5xx``, ``400-499``; in any case; ``KEY:VALUE`` or ``KEY`` for a header.
+    ValueError says what is wrong."""
     known = {outcome.value.lower(): outcome.value for outcome in Outcome}
     found = []
     for outcome in outcomes:
@@ -156,7 +169,7 @@ def parse_filter(
         found.append(known[outcome.lower()])
     made = LiveFilter(
         tuple(_statuses(text) for text in statuses), tuple(method.upper() for method in methods), tuple(found), search,
-        sampling,
+        sampling, tuple(parse_header(text) for text in headers),
     )  # fmt: skip
     return checked(made)
 
@@ -177,8 +190,10 @@ def checked(wanted: LiveFilter) -> LiveFilter:
         raise ValueError("sampling is a share above 0 and up to 1")
     if len(wanted.search) > _SEARCH_CHARS_MAX:
         raise ValueError(f"a search has at most {_SEARCH_CHARS_MAX} characters")
-    if max(map(len, (wanted.statuses, wanted.methods, wanted.outcomes))) > _FILTERS_MAX:
-        raise ValueError(f"at most {_FILTERS_MAX} statuses, methods or outcomes")
+    if max(map(len, (wanted.statuses, wanted.methods, wanted.outcomes, wanted.headers))) > _FILTERS_MAX:
+        raise ValueError(f"at most {_FILTERS_MAX} statuses, methods, outcomes or headers")
+    for header in wanted.headers:
+        checked_header(header)
     return wanted
 
 
@@ -187,10 +202,11 @@ def checked(wanted: LiveFilter) -> LiveFilter:
 
 class Watched(msgspec.Struct, frozen=True):
     """The workers that are watched through a Server, and no others. ``said_ns``: of what a Server says, the largest is
-    the last."""
+    the last. ``headers``: the names of those that events are to have."""
 
     said_ns: int
     workers: tuple[str, ...]
+    headers: tuple[str, ...] = ()
 
 
 WATCHED = Codec(Watched)
@@ -205,6 +221,8 @@ class LiveSwitch:
     def __init__(self, limits: LiveLimits = LIMITS) -> None:
         self._limits = limits
         self._workers: frozenset[str] = frozenset()
+        #: The names of headers that events are to have.
+        self.headers: frozenset[str] = frozenset()
         self._said_ns = 0
         self._until_s = 0.0
         self._tokens = TokenBucket(limits.events_per_s, burst_s=1.0)
@@ -215,6 +233,7 @@ class LiveSwitch:
         if watched.said_ns < self._said_ns and now_s < self._until_s:
             return
         self._workers, self._said_ns = frozenset(watched.workers), watched.said_ns
+        self.headers = frozenset(watched.headers)
         self._until_s = now_s + self._limits.told_s
 
     def is_on(self, worker: str) -> bool:
@@ -271,6 +290,11 @@ class LiveTails:
         """Who is watched."""
         return frozenset(tail.worker for tail in self._tails.values())
 
+    @property
+    def headers(self) -> frozenset[str]:
+        """The names of the headers that readers ask for."""
+        return frozenset(name for tail in self._tails.values() for name, _ in tail.wanted.headers)
+
     def open(self, key: str, worker: str, wanted: LiveFilter, now_s: float) -> str | None:
         """One more tail; why not, if there are too many."""
         limits = self._limits
@@ -278,6 +302,8 @@ class LiveTails:
             return f"{limits.tails_per_worker_max} readers watch {worker} already"
         if len(self._tails) >= limits.tails_max:
             return f"{limits.tails_max} readers watch workers on this server already"
+        if len(self.headers | {name for name, _ in wanted.headers}) > NAMES_MAX:
+            return f"readers on this server ask for {NAMES_MAX} headers already"
         self._tails[key] = _Tail(worker, wanted, now_s + limits.lease_s)
         return None
 
@@ -359,6 +385,7 @@ def plain_event(event: LiveEvent) -> dict[str, Any]:
         "nested": event.nested,
         "method": ending.method,
         "url": ending.url,
+        "headers": [list(header) for header in event.headers],
         "status": ending.status,
         "outcome": ending.outcome.value,
         "start_type": ending.start_type or None,

@@ -435,7 +435,7 @@ class Server:
         from here."""
         if self._live.is_on(request.worker) and untold(ended):
             ending = ending_of(request, ended, at_ms=time.time_ns() // 1_000_000)
-            self._live.happened(live_event(request, ending, self.name))
+            self._live.happened(live_event(request, ending, self.name, headers=self._live.headers))
 
     def _host_says(self, word: str, version: str) -> None:
         """A request that used the way out is ``over``. A host's process ``began``, perhaps in the place of another.

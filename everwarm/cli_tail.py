@@ -24,6 +24,7 @@ _SHOWN_MAX = 40  # lines of one event's log; all of them are in its trace
 @click.option("--status", multiple=True, metavar="STATUS", help="404, 5xx or 400-499; may be repeated.")
 @click.option("--method", multiple=True, metavar="METHOD", help="GET, POST, ...; may be repeated.")
 @click.option("--outcome", multiple=True, metavar="OUTCOME", help="ok, exception, exceededCpu, ...; may be repeated.")
+@click.option("--header", multiple=True, metavar="KEY:VALUE", help="With VALUE in the header KEY; may be repeated.")
 @click.option("--search", default="", metavar="TEXT", help="Only with this text in url, log or exception.")
 @click.option("--sampling", default=1.0, show_default=True, metavar="SHARE", help="This share of the traces.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
@@ -32,6 +33,7 @@ def tail(
     status: tuple[str, ...],
     method: tuple[str, ...],
     outcome: tuple[str, ...],
+    header: tuple[str, ...],
     search: str,
     sampling: float,
     as_json: bool,
@@ -44,7 +46,9 @@ def tail(
     from everwarm.answers import EverwarmError
 
     try:
-        wanted = parse_filter(statuses=status, methods=method, outcomes=outcome, search=search, sampling=sampling)
+        wanted = parse_filter(
+            statuses=status, methods=method, outcomes=outcome, search=search, sampling=sampling, headers=header
+        )
     except ValueError as wrong:
         fail(wrong)
     with connected() as client:

@@ -343,7 +343,8 @@ class Ingress:
             missed = self._live.take(time.monotonic())
             if missed is not None:
                 ending = ending_of(request, ended, at_ms=began_ns // 1_000_000)
-                self._side.begin(self._tell_live(live_event(request, ending, self.name, missed)))
+                event = live_event(request, ending, self.name, missed, self._live.headers)
+                self._side.begin(self._tell_live(event))
 
     async def _tell_live(self, event: LiveEvent) -> None:
         """Whoever watches a worker hears of a request that no host told of."""

@@ -82,15 +82,21 @@ def _redacted(query: str, depth_left: int) -> str:
 
 
 def redact_header(name: str, value: str) -> str:
-    """A header's value, or `REDACTED` for cookies, authorization, and whatever is named like a secret."""
-    return REDACTED if _names_a_secret(name) else value
+    """A header's value, or `REDACTED` for cookies, authorization, and whatever is named or looks like a secret.
+
+    Of a value that is an address, as a referer's, the query is redacted.
+    """
+    if names_a_secret(name) or any(_looks_random(word) for word in value.split()):
+        return REDACTED
+    address, question, query = value.partition("?")
+    return f"{_USER_INFO.sub(f'//{REDACTED}@', address)}{question}{redact_query(query)}"
 
 
 def _redact_pair(pair: str, depth_left: int) -> str:
     name, equals, value = pair.partition("=")
     if not equals:
         return REDACTED if _looks_random(unquote_plus(name)) else pair
-    if value and (_names_a_secret(unquote_plus(name)) or _looks_random(unquote_plus(value))):
+    if value and (names_a_secret(unquote_plus(name)) or _looks_random(unquote_plus(value))):
         return f"{name}={REDACTED}"
     plain = unquote_plus(value)
     if _USER_INFO.search(plain):
@@ -105,7 +111,8 @@ def _redact_pair(pair: str, depth_left: int) -> str:
     return f"{name}={address}?{redacted}" if plain == value else f"{name}={REDACTED}"
 
 
-def _names_a_secret(name: str) -> bool:
+def names_a_secret(name: str) -> bool:
+    """Whether a parameter or a header of that name may hold a secret."""
     if any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name)):
         return True
     # The whole name too: "PassWord" and "SID2" fall apart as words.

@@ -10,7 +10,7 @@ import pytest
 from complete_servers import Compiled, CompleteServers, request, wait_until
 from request_trees import bound, drive
 
-from actors.exchange import Outcome
+from actors.exchange import Outcome, Request, RequestHead
 from actors.live_desk import LiveDesk, wanted
 from actors.live_tail import BATCH, Batch, LiveEvent, LiveFilter, LiveLimits, Watched, parse_filter
 from actors.peer import LocalPeer, LocalPeers
@@ -120,6 +120,37 @@ def test_a_home_that_is_lost_has_no_word_and_its_sender_tells(play: Callable[...
             await cluster[1].server._submissions.submit(order)
             (told,) = await events(reader, 1)
         assert (told.server, told.ending.outcome, told.ending.status) == ("server-1", Outcome.HOME_LOST, 502)
+
+    play(scenario)
+
+
+def test_requests_are_told_apart_by_their_headers(play: Callable[..., None]) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        hello = await cluster.deploy_at(2, "hello")
+
+        def asking(canary: bytes) -> Request:
+            headers = (("X-Canary", canary), ("cookie", b"session=hunter2"))
+            return Request("r", hello, RequestHead("GET", "https", "a.localhost", "/", headers), "")
+
+        async def hosts_tell() -> bool:
+            return all("x-canary" in machine.host._news._live.headers for machine in cluster.machines)
+
+        wanted_ = parse_filter(headers=["x-canary:on"])
+        async with watching(cluster, hello, wanted_) as reader, watching(cluster, hello) as everything:
+            await wait_until(hosts_tell, "hosts know of the header")
+            for canary in (b"off", b"on, twice"):
+                await cluster[1].ask(asking(canary))
+            (told,) = await events(reader, 1)
+            assert [each.headers for each in await events(everything, 2)] == [
+                (("x-canary", "off"),), (("x-canary", "on, twice"),),
+            ]  # fmt: skip
+        assert told.headers == (("x-canary", "on, twice"),)
+
+        async def hosts_forget() -> bool:
+            return not any(machine.host._news._live.headers for machine in cluster.machines)
+
+        await wait_until(hosts_forget, "nobody asks for it any more")
+        assert [machine.server._live.headers for machine in cluster.machines] == [frozenset()] * 2
 
     play(scenario)
 

@@ -90,6 +90,69 @@ def test_an_event_passes_what_it_is(wanted: LiveFilter, passes: bool) -> None:
     assert wanted.wants(LiveEvent("shop", "v1", "s", "r", TRACE, False, ending)) is passes
 
 
+HEADERS = (("accept-language", "de-AT,de;q=0.9"), ("x-canary", ""), ("referer", "https://a.example/?token=REDACTED"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        (["Accept-Language: de-AT"], True), (["accept-language:DE"], False), (["accept-language"], True),
+        (["x-canary"], True), (["x-canary:1"], False), (["x-other"], False), (["x-other", "accept-language:de"], True),
+        (["referer:hunter2"], False),
+    ],
+)  # fmt: skip
+def test_a_header_is_there_with_what_is_asked_for(headers: list[str], passes: bool) -> None:
+    made = event()
+    told = LiveEvent("shop", "v1", "s", "r", TRACE, False, made.ending, headers=HEADERS)
+    assert parse_filter(headers=headers).wants(told) is passes
+    assert parse_filter(headers=headers, methods=["POST"]).wants(told) is False
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "Proxy-Authorization", "Cookie", "x-api-key", "X-CSRF-Token", "everwarm-parameter-tenant"]
+)
+def test_nobody_can_look_for_a_header_that_may_hold_a_secret(name: str) -> None:
+    for text in (name, f"{name}:", f"{name}:a"):
+        with pytest.raises(ValueError, match=f"{name.lower()} is redacted"):
+            parse_filter(headers=[text])
+    with pytest.raises(ValueError, match="is redacted"):
+        checked(LiveFilter(headers=((name.lower(), "a"),)))  # what a reader of another making sends
+
+
+def test_an_event_has_the_headers_that_are_asked_for_and_no_others() -> None:
+    head = RequestHead(
+        "GET", "https", "shop.localhost", "/",
+        (
+            ("Accept", b"text/html"), ("accept", b"x" * 2_000), ("authorization", b"Basic aHVudGVyMg=="),
+            ("x-id", b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"),
+            ("referer", b"https://me:hunter2@a.example/?api_key=hunter2&n=1"), ("x-other", b"1"),
+        ),
+    )  # fmt: skip
+    asked = Request("r1", "shop", head, "")
+    ending = ending_of(asked, Ended(Outcome.OK), at_ms=7)
+    assert live_event(asked, ending, "server-1").headers == ()
+    made = live_event(asked, ending, "server-1", 0, {"accept", "x-id", "referer", "authorization", "nobody-sends-it"})
+    assert made.headers == (
+        ("accept", "text/html"), ("accept", "x" * 1_024), ("authorization", "REDACTED"), ("x-id", "REDACTED"),
+        ("referer", "https://REDACTED@a.example/?api_key=REDACTED&n=1"),
+    )  # fmt: skip
+    assert LIVE_EVENT.decode(LIVE_EVENT.encode(made)) == made
+    assert made.bytes_ > live_event(asked, ending, "server-1").bytes_ + 1_024
+    assert plain_event(made)["headers"][0] == ["accept", "text/html"]
+
+
+def test_only_so_many_headers_are_asked_for_on_a_machine() -> None:
+    tails = LiveTails()
+    for number in range(4):
+        wanted = parse_filter(headers=[f"x-{number}-{i}" for i in range(16)])
+        assert tails.open(f"k{number}", f"w{number}", wanted, 0.0) is None
+    assert len(tails.headers) == 64
+    assert tails.open("again", "w0", parse_filter(headers=["x-0-0"]), 0.0) is None
+    assert "64 headers" in str(tails.open("more", "w9", parse_filter(headers=["x-more"]), 0.0))
+    tails.close("k3")
+    assert tails.open("more", "w9", parse_filter(headers=["x-more"]), 0.0) is None
+
+
 def test_an_event_without_a_status_has_none_that_is_asked_for() -> None:
     assert not parse_filter(statuses=["1xx", "2xx", "3xx", "4xx", "5xx"]).wants(event(status=None))
 
@@ -99,7 +162,8 @@ def test_an_event_without_a_status_has_none_that_is_asked_for() -> None:
     [
         {"statuses": ["6xx"]}, {"statuses": ["2x"]}, {"statuses": ["-"]}, {"statuses": ["500-400"]}, {"statuses": [""]},
         {"statuses": ["²00"]}, {"outcomes": ["fine"]}, {"sampling": 0.0}, {"sampling": 1.5}, {"sampling": float("nan")},
-        {"search": "x" * 257}, {"methods": ["GET"] * 33},
+        {"search": "x" * 257}, {"methods": ["GET"] * 33}, {"headers": ["a:b"] * 33}, {"headers": ["a b:c"]},
+        {"headers": [":c"]}, {"headers": ["a:" + "x" * 257]}, {"headers": ["Authorization:Bearer a"]},
     ],
 )  # fmt: skip
 def test_what_is_no_filter_is_said(wrong: dict[str, object]) -> None:

@@ -103,7 +103,13 @@ def test_filters_are_understood_before_anything_is_asked(monkeypatch: pytest.Mon
     options = "--status 404 --status 5xx --method post --outcome ok --search tea --sampling 0.5".split()
     assert run(monkeypatch, cluster, *options).exit_code == 0
     assert cluster.wanted == LiveFilter(((404, 404), (500, 599)), ("POST",), ("ok",), "tea", 0.5)
-    for wrong in (["--status", "9xx"], ["--outcome", "fine"], ["--sampling", "0"]):
+    assert run(monkeypatch, again := Cluster([]), "--header", "X-Canary: on", "--header", "accept").exit_code == 0
+    assert again.wanted == LiveFilter(headers=(("x-canary", "on"), ("accept", "")))
+    secret = run(monkeypatch, Cluster([]), "--header", "Cookie:session=abc")
+    assert secret.stderr == (
+        "everwarm: cookie is redacted, as all headers that may hold a secret, and nobody can look for it\n"
+    )
+    for wrong in (["--status", "9xx"], ["--outcome", "fine"], ["--sampling", "0"], ["--header", "a b:c"]):
         result = run(monkeypatch, Cluster([]), *wrong)
         assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
 
