@@ -91,7 +91,11 @@ def test_users_have_a_process_of_their_own_that_comes_back_as_theirs(cluster: Lo
 
 def test_a_server_that_comes_later_has_hosts_of_all_cordons(cluster: LocalCluster) -> None:
     client = cluster.client
-    client.deploy("partner", WORKERS / "zig" / "hello" / "worker.wasm", cordon="partners")
+    partner = client.deploy("partner", WORKERS / "zig" / "hello" / "worker.wasm", cordon="partners")
+    for port in cluster.ports.values():  # with a lease from the second request on, where it runs
+        assert [fetch(cluster.tls(), port, "partner.localhost", "/").status for _ in range(3)] == [200] * 3
+    assert partner.version in warm(cluster, "host-partners")
+    assert partner.version not in warm(cluster, "host") | warm(cluster, USERS)
     everwarm("servers", "add")
     client.refresh()
     cordons = {a: h["cordon"] for a, h in hosts(cluster).items() if a.startswith("server-3/")}
