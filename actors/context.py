@@ -373,13 +373,13 @@ class Context:
         return replace(self, left_ms=_smaller(self.left_ms, left_ms))
 
 
-# Places for connections are not in it: they come and go, and whoever connects asks the stage's books (``ledger``).
+# Subrequests and places for connections are not in it: a share of them is a guess, and each fetch of a stage that has a
+# share is asked of its books (``ledger``), which have more given.
 @lru_cache(maxsize=4_096)  # a tree's shape decides how much each stage has of what, and most trees have one of few
 def _within(limits: Limits, budget: Budget) -> Limits:
     return replace(
         limits,
         cpu_ms=budget.own_cpu_us(limits.cpu_ms * 1_000) // 1_000,
-        subrequests_max=min(limits.subrequests_max, budget.subrequests),
         invocations_max=min(limits.invocations_max, budget.invocations),
         depth_max=min(limits.depth_max, budget.depth),
     )

@@ -1,4 +1,4 @@
-"""The connections of one tree to the world, on complete servers: real guests on several machines, and a real origin."""
+"""What one tree may use of the world, on complete servers: real guests on several machines, and a real origin."""
 
 import asyncio
 from collections import Counter
@@ -111,6 +111,19 @@ def test_a_callee_does_not_wait_for_places_of_its_caller(play: Play) -> None:
         assert origin.open >= 3
         origin.go.set()
         assert (await asking).count(b" 200 5\n") == 6
+
+    play(scenario, 2)
+
+
+def test_a_callee_may_fetch_as_often_as_its_tree_not_as_its_share(play: Play) -> None:
+    async def scenario(cluster: CompleteServers, origin: HeldOrigin) -> None:
+        far = await cluster.deploy_at(2, "fetch")
+        root = await cluster.deploy_at(1, "fetch", bound(far=far), subrequests_max=40)
+        for times, last in ((30, b"30\n"), (60, b"39 HTTP-request-denied\n")):
+            origin.asked.clear()
+            url = f"http://far.binding.internal/?url=http://{origin.at}/x&times={times}"
+            assert await asked(cluster, root, url) == last
+            assert origin.asked["/x"] == int(last.split()[0])
 
     play(scenario, 2)
 
