@@ -5,7 +5,7 @@ of its own. Nothing that holds for such a stage may depend on the machine where 
 with the call, as data:
 
     layers     one for each stage above, outermost first: what its owner set for everything below
-    the rest   what belongs to the whole tree: budget, trace, who collects reports, time left, version choice
+    the rest   what belongs to the whole tree: budget, trace, who collects reports, time left
 
       Context of the user's worker                     of the outbound worker that its fetch goes to
       ┌──────────────────────────────────┐             ┌──────────────────────────────────┐
@@ -17,7 +17,7 @@ with the call, as data:
 take off what is further out, so what a parent set, a child can neither raise nor drop. What a stage is under is the
 ``View`` of all layers, and views merge associatively (``View.over``):
 
-* caps: the smallest of each; trust: none as soon as one says so; flags: the outer word for a name holds.
+* caps: the smallest of each; trust: none as soon as one says so.
 * tails: all of them. The tail of a layer hears the stage that pushed it, and everything under that layer.
 * outbound workers: all of them, too. A request to the world goes to the innermost one, what that one asks of the world
   to the next, and what the outermost asks goes out. A child's own outbound worker therefore runs *inside* the one
@@ -65,15 +65,8 @@ TAILS_MAX: Final = LIMITS.tails_max
 #: A manifest may name as many (``bindings``).
 PARAMETERS_MAX: Final = LIMITS.parameters_max
 PARAMETERS_BYTES_MAX: Final = 4 * 1024
-#: As many as a page can list; each is a name and a word.
-FLAGS_MAX: Final = 32
-FLAG_CHARS_MAX: Final = 64
-#: Workers whose version is chosen by name, one a layer.
-CHOICES_MAX: Final = LAYERS_MAX
-KEY_CHARS_MAX: Final = 256  # an affinity key is a cookie's value or an address
-HOPS_MAX: Final = LAYERS_MAX * 2  # one a stage, and one more where a machine was lost on the way
 LEFT_MS_MAX: Final = 1 << 40  # 34 years: it only keeps the number small
-_EPOCH_MAX: Final = 1 << 62
+_KEY_MAX: Final = 1 << 62  # of a capability
 _OWNER_CHARS_MAX: Final = 128  # of a capability: "server-1/server"
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -158,10 +151,7 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one stage set for all that is below it. ``stage`` is its id, that of its ``request`` span.
-
-    ``dispatches``: the namespace out of which it calls, whose names are its own to know.
-    """
+    """What one stage set for all that is below it. ``stage`` is its id, that of its ``request`` span."""
 
     stage: str
     owner: Owner
@@ -169,8 +159,6 @@ class Layer:
     trust: Trust = Trust.TRUSTED
     tails: tuple[str, ...] = ()
     outbound: Outbound | None = None
-    flags: Pairs = ()
-    dispatches: str = ""
 
     def __post_init__(self) -> None:
         if not is_span_id(self.stage):
@@ -179,11 +167,6 @@ class Layer:
             raise ValueError(f"tails: must be at most {TAILS_MAX}, and each once")
         if not all(is_worker_name(tail) for tail in self.tails):
             raise ValueError("tails: must be workers' names")
-        if len(self.flags) > FLAGS_MAX or any(len(value) > FLAG_CHARS_MAX for _, value in self.flags):
-            raise ValueError(f"flags: must be at most {FLAGS_MAX}, of at most {FLAG_CHARS_MAX} characters")
-        _check_pairs("flags", self.flags)
-        if self.dispatches and not is_worker_name(self.dispatches):
-            raise ValueError("dispatches: must be spelled like a worker's name")
 
     def without_guard(self) -> "Layer":
         """As it holds for the outbound worker that it sets: see the head of this file."""
@@ -196,7 +179,6 @@ class View:
 
     caps: Caps = field(default=Caps())
     trust: Trust = Trust.TRUSTED
-    flags: Pairs = ()
     tails: tuple[tuple[str, str], ...] = ()
     outbounds: tuple[tuple[str, Outbound], ...] = ()
 
@@ -206,7 +188,6 @@ class View:
         return cls(
             layer.caps,
             layer.trust,
-            layer.flags,
             tuple((layer.stage, tail) for tail in layer.tails),
             () if layer.outbound is None else ((layer.stage, layer.outbound),),
         )
@@ -216,7 +197,6 @@ class View:
         return View(
             self.caps.lowered_by(inner.caps),
             Trust.UNTRUSTED if Trust.UNTRUSTED in (self.trust, inner.trust) else Trust.TRUSTED,
-            tuple(sorted((dict(inner.flags) | dict(self.flags)).items())),
             self.tails + inner.tails,
             self.outbounds + inner.outbounds,
         )
@@ -228,7 +208,7 @@ class Context:
     ``chosen_by`` the one that named its worker: the caller, or for an outbound worker whoever set it.
 
     ``left_ms`` is the time until the deadline, as of when it was sent; None: there is none. ``report_traces``: where
-    stages tell how they ended (``flow``). ``abort``: who knows whether the client is still there.
+    stages tell how they ended (``flow``).
     """
 
     stage: str
@@ -239,15 +219,7 @@ class Context:
     parameters: Pairs = ()
     traceparent: str = ""
     report_traces: Capability | None = None
-    abort: Capability | None = None
     left_ms: int | None = None
-    #: Requests with the same key get the same version of every worker in the tree.
-    version_key: str = ""
-    #: By worker: the version that answers instead of the one that would be chosen.
-    version_choices: Pairs = ()
-    #: How often this chain went to another machine; for diagnosis, as is the epoch of the caller's ring.
-    hops: int = 0
-    ring_epoch: int = 0
 
     def __post_init__(self) -> None:
         if not is_span_id(self.stage):
@@ -262,20 +234,11 @@ class Context:
         _check_parameters(self.parameters)
         if self.traceparent and parse_traceparent(self.traceparent) is None:
             raise ValueError("traceparent: is none")
-        for lent in (self.report_traces, self.abort):
-            if lent is not None and (len(lent.owner) > _OWNER_CHARS_MAX or not 0 <= lent.key <= _EPOCH_MAX):
-                raise ValueError("capability: an owner or a key that is too long")
+        lent = self.report_traces
+        if lent is not None and (len(lent.owner) > _OWNER_CHARS_MAX or not 0 <= lent.key <= _KEY_MAX):
+            raise ValueError("capability: an owner or a key that is too long")
         if self.left_ms is not None:
             _check_number("left_ms", self.left_ms, LEFT_MS_MAX)
-        if len(self.version_key) > KEY_CHARS_MAX:
-            raise ValueError(f"version_key: must be at most {KEY_CHARS_MAX} characters")
-        if len(self.version_choices) > CHOICES_MAX:
-            raise ValueError(f"version_choices: must be at most {CHOICES_MAX}")
-        _check_sorted("version_choices", self.version_choices)
-        if not all(is_worker(worker) and _VERSION.fullmatch(version) for worker, version in self.version_choices):
-            raise ValueError("version_choices: must be workers with 16 hex digits")
-        _check_number("hops", self.hops, HOPS_MAX)
-        _check_number("ring_epoch", self.ring_epoch, _EPOCH_MAX)
 
     # --------------------------------------------------------------------------------------------- what holds here
 
@@ -312,10 +275,6 @@ class Context:
         under = tuple(layer.stage for layer in self.layers)
         return Stage(self.stage, self.caller, worker, under=under, chosen_by=self.chosen_by)
 
-    def times_in_chain(self, worker: str) -> int:
-        """How often a worker is among the stages above: what a log says of a recursion."""
-        return sum(layer.owner.worker == worker for layer in self.layers)
-
     # ------------------------------------------------------------------------------------------------------- calls
 
     def call(self, layer: Layer, stage: str, budget: Budget) -> "Context":
@@ -335,12 +294,7 @@ class Context:
             (),
             self.traceparent,
             self.report_traces,
-            self.abort,
             self.left_ms,
-            self.version_key,
-            self.version_choices,
-            self.hops,
-            self.ring_epoch,
         )
 
     def outbound(self) -> "tuple[str, Context] | None":
@@ -354,10 +308,6 @@ class Context:
                 guard = replace(self, layers=layers, chosen_by=chosen_by, parameters=setting.parameters)
                 return setting.worker, guard
         return None
-
-    def hopped(self) -> "Context":
-        """As it goes to another machine."""
-        return replace(self, hops=min(self.hops + 1, HOPS_MAX))
 
     # -------------------------------------------------------------------------------------------------------- time
 

@@ -150,10 +150,7 @@ class StageCalls:
             outbound = Outbound(bindings.outbound.worker, pairs(parameters.items()))
         elif parameters:
             return Refused(_DENIED, "the worker's manifest has no [outbound] for these parameters")
-        return Layer(
-            stage, owner, caps=caps, trust=Trust.UNTRUSTED, tails=tails, outbound=outbound,
-            dispatches=aim.target.namespace,
-        )  # fmt: skip
+        return Layer(stage, owner, caps=caps, trust=Trust.UNTRUSTED, tails=tails, outbound=outbound)
 
 
 def stripped(headers: FieldItems) -> FieldItems:

@@ -21,7 +21,6 @@ from actors.context import (
     Trust,
     View,
     guest_parameters,
-    pairs,
 )
 from actors.context_wire import CONTEXT_BYTES_MAX, CONTEXT_VERSION, TooLarge, decode_context, encode_context
 from actors.exchange import Capability
@@ -46,8 +45,7 @@ OWNERS = st.builds(Owner, WORKERS, VERSIONS, st.sampled_from(Plan))
 STAGES = st.integers(1, 1 << 40).map("{:016x}".format)
 TAILS = st.sampled_from([(), ("tail",), ("tail", "spy")])
 LAYERS = st.builds(
-    Layer, STAGES, OWNERS, CAPS | st.just(Caps()), st.sampled_from(Trust), TAILS, st.none() | OUTBOUNDS, PAIRS,
-    st.just("") | LABELS,
+    Layer, STAGES, OWNERS, CAPS | st.just(Caps()), st.sampled_from(Trust), TAILS, st.none() | OUTBOUNDS
 )  # fmt: skip
 VIEWS = LAYERS.map(View.of) | st.builds(View)
 CAPABILITIES = st.none() | st.builds(Capability, TEXTS, st.integers(0, 1 << 53))
@@ -55,9 +53,7 @@ BUDGETS = st.sampled_from([BUDGET, Budget(1, 2, 3, 4, 5), Budget(1 << 33, 0, 0, 
 CONTEXTS = st.builds(
     Context, STAGES, BUDGETS, st.lists(LAYERS, max_size=2, unique_by=lambda layer: layer.stage).map(tuple),
     st.just("") | STAGES, st.just("") | STAGES, PAIRS, st.sampled_from(["", f"00-{'a' * 32}-{'b' * 16}-01"]),
-    CAPABILITIES, CAPABILITIES, st.none() | st.integers(0, 1 << 30), TEXTS,
-    st.sampled_from([(), pairs([("users/b", "0123456789abcdef"), ("b", "")])]), st.integers(0, 20),
-    st.integers(0, 1 << 50),
+    CAPABILITIES, st.none() | st.integers(0, 1 << 30),
 )  # fmt: skip
 
 
@@ -102,10 +98,9 @@ def test_a_child_can_neither_raise_nor_drop_what_its_parents_set(context: Contex
         mine, theirs = getattr(parents.caps, cap.name), getattr(view.caps, cap.name)
         assert mine is None or (theirs is not None and theirs <= mine)
     assert parents.trust is Trust.TRUSTED or view.trust is Trust.UNTRUSTED
-    assert dict(view.flags).items() >= dict(parents.flags).items()
     assert view.tails[: len(parents.tails)] == parents.tails
     assert view.outbounds[: len(parents.outbounds)] == parents.outbounds
-    kept = [name for name in Context.__dataclass_fields__ if name in "report_traces abort left_ms traceparent hops"]
+    kept = [name for name in Context.__dataclass_fields__ if name in "report_traces left_ms traceparent"]
     assert [getattr(child, name) for name in kept] == [getattr(context, name) for name in kept]
 
 
@@ -150,13 +145,6 @@ def test_what_is_left_of_the_tree_is_a_limit_too() -> None:
 def test_a_stage_pushes_its_own_layer() -> None:
     with pytest.raises(ValueError, match="its own"):
         ROOT.call(replace(layer(), stage="f" * 16), f"{2:016x}", BUDGET)
-
-
-def test_a_recursion_shows_in_the_layers() -> None:
-    context = ROOT
-    for number in range(3):
-        context = called(context, layer("mirror"), number)
-    assert (context.times_in_chain("mirror"), context.times_in_chain("other")) == (3, 0)
 
 
 # ------------------------------------------------------------------------------------------------ outbound workers
@@ -283,10 +271,10 @@ def plain(context: Context = ROOT) -> Any:
         lambda it: it[1]["budget"].update(free=1),
         lambda it: it[1]["layers"][0].update(x=None),
         lambda it: it[1]["layers"][0]["caps"].update(cpu_seconds=1),
-        lambda it: it[1].pop("hops"),
+        lambda it: it[1].pop("caller"),
         lambda it: it[1]["layers"][0].pop("outbound"),
-        lambda it: it[1].update(hops=0.0),
-        lambda it: it[1].update(hops=-1),
+        lambda it: it[1].update(left_ms=0.0),
+        lambda it: it[1].update(left_ms=-1),
         lambda it: it[1]["budget"].update(depth=1 << 50),
         lambda it: it[1].update(left_ms="1"),
         lambda it: it[1].update(layers=it[1]["layers"] * 2),
@@ -314,11 +302,11 @@ def test_what_is_not_understood_is_refused(change: Any) -> None:
 def test_a_field_that_is_there_twice_is_refused() -> None:
     # Of two, some readers take the first and some the last: who checks would see another one than who uses it.
     data = bytearray(encoded(ROOT))
-    place = data.index(b"\xa4hops\x00")
+    place = data.index(b"\xa6caller\xa0")
     names = data[1 + 1]  # behind the array's head and the version: a map with so many fields
     assert names & 0xF0 == 0x80
     data[2] = names + 1
-    data[place:place] = b"\xa4hops\x05"
+    data[place:place] = b"\xa6caller\xb0" + b"f" * 16
     with pytest.raises(Undecodable, match="doubled"):
         decode_context(bytes(data))
 
@@ -332,7 +320,7 @@ def test_too_deep_is_refused() -> None:
     with pytest.raises(Undecodable):
         decode_context(b"\x91" * CONTEXT_BYTES_MAX)
     with pytest.raises(Undecodable):
-        decode_context(b"\x92\x01\x81\xa6layers" + b"\x91" * 10_000)
+        decode_context(b"\x92\x02\x81\xa6layers" + b"\x91" * 10_000)
 
 
 def test_too_many_layers_are_refused() -> None:
@@ -362,9 +350,7 @@ def test_too_large_is_refused_where_it_is_made_and_where_it_arrives() -> None:
     [
         ({"stage": ""}, "stage"),
         ({"caller": "me"}, "caller"),
-        ({"hops": True}, "hops"),
-        ({"version_key": "x" * 257}, "version_key"),
-        ({"version_choices": (("a", "1"),)}, "version_choices"),
+        ({"left_ms": True}, "left_ms"),
         ({"report_traces": Capability("x" * 200, 1)}, "capability"),
         ({"parameters": (("a", "x" * PARAMETERS_BYTES_MAX),)}, "parameters"),
         ({"parameters": (("a", "\ud800"),)}, "surrogates"),

@@ -21,9 +21,7 @@ OK = Ending(
 def platform() -> dict[str, Stage]:
     """A dispatcher calls alice, who asks bob of the same namespace, her private store, and the world."""
     shop = Context(f"{1:016x}", BUDGET)
-    dispatching = Layer(
-        shop.stage, Owner("shop"), Caps(cpu_ms=5), tails=("tail",), outbound=Outbound("guard"), dispatches="users"
-    )
+    dispatching = Layer(shop.stage, Owner("shop"), Caps(cpu_ms=5), tails=("tail",), outbound=Outbound("guard"))
     alice = shop.call(dispatching, f"{2:016x}", BUDGET)
     own = Layer(alice.stage, Owner("users/alice"), tails=("spy",))
     bob, store, fetch = (alice.call(own, f"{number:016x}", BUDGET) for number in (3, 4, 5))
