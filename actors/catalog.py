@@ -2,7 +2,7 @@
 
 The history (`change`) is append-only, numbered 1, 2, 3 … without gaps, and triggers refuse to update or delete it. The
 tables `version` and `deployed` are what the history adds up to, kept in the same transaction, so a reader never sees
-one without the other. Other machines follow with `changes_since(seq)`: a number they have seen always stands for the
+one without the other. Other machines are told the number with each deploy: one they have seen always stands for the
 same change.
 
 That promise chooses `synchronous=FULL`. In WAL mode NORMAL survives a killed process too, but a power cut may take

@@ -1,9 +1,9 @@
 """How often each worker is asked on this machine, and how much CPU time it uses: averages that forget. Pure.
 
 An average over the last `w` seconds without keeping the last `w` seconds: a sum to which each request adds one and
-that shrinks by e^(-dt/w) while nothing happens. Sum / w is the rate. Two windows are kept. The long one, ten minutes,
-answers whether a worker will be asked again soon enough for a copy to stay warm; it starts from nothing, so that a
-worker must have been asked to count as asked. The short one, ten seconds, shows what is going on now.
+that shrinks by e^(-dt/w) while nothing happens. Sum / w is the rate. The window, ten minutes, answers whether a
+worker will be asked again soon enough for a copy to stay warm; it starts from nothing, so that a worker must have been
+asked to count as asked.
 """
 
 from collections import OrderedDict
@@ -14,26 +14,22 @@ from math import exp
 
 @dataclass(frozen=True, slots=True)
 class HeatLimits:
-    """Windows and bound of a table."""
+    """Window and bound of a table."""
 
     #: A decision to keep a copy is one about minutes. Ten of them hold enough requests of a worker near the threshold
     #: (fourteen) to tell it from chance.
     window_s: float = 600.0
-    #: Long enough that a few requests at once are no rate, short enough to see a burst begin and end.
-    burst_window_s: float = 10.0
     #: Workers remembered; about 300 bytes each. The one that was asked least lately is forgotten, and counts from 0.
     workers_max: int = 65_536
 
 
 class _Heat:
-    __slots__ = ("burst_cpu_s", "burst_requests", "cpu_s", "requests", "since_s")
+    __slots__ = ("cpu_s", "requests", "since_s")
 
     def __init__(self, now_s: float) -> None:
         self.since_s = now_s
         self.requests = 0.0
         self.cpu_s = 0.0
-        self.burst_requests = 0.0
-        self.burst_cpu_s = 0.0
 
 
 class HeatTable:
@@ -59,37 +55,20 @@ class HeatTable:
                 kept = exp(-passed_s / self.limits.window_s)
                 heat.requests *= kept
                 heat.cpu_s *= kept
-                kept = exp(-passed_s / self.limits.burst_window_s)
-                heat.burst_requests *= kept
-                heat.burst_cpu_s *= kept
         heat.requests += requests
-        heat.burst_requests += requests
         heat.cpu_s += cpu_s
-        heat.burst_cpu_s += cpu_s
 
     def rate_per_s(self, worker: str, now_s: float) -> float:
-        """Requests a second, over the long window."""
+        """Requests a second."""
         heat = self._heats.get(worker)
         return 0.0 if heat is None else self._rate(heat, now_s)
 
     def cpu_rate(self, worker: str, now_s: float) -> float:
-        """Seconds of CPU time a second (1 is one core), over the long window."""
+        """Seconds of CPU time a second: 1 is one core."""
         heat = self._heats.get(worker)
         if heat is None or not heat.cpu_s:
             return 0.0
-        return heat.cpu_s * self._kept(heat, now_s, self.limits.window_s) / self.limits.window_s
-
-    def burst_rate_per_s(self, worker: str, now_s: float) -> float:
-        """Requests a second, over the short window."""
-        window_s = self.limits.burst_window_s
-        heat = self._heats.get(worker)
-        return 0.0 if heat is None else heat.burst_requests * self._kept(heat, now_s, window_s) / window_s
-
-    def burst_cpu_rate(self, worker: str, now_s: float) -> float:
-        """Seconds of CPU time a second, over the short window."""
-        window_s = self.limits.burst_window_s
-        heat = self._heats.get(worker)
-        return 0.0 if heat is None else heat.burst_cpu_s * self._kept(heat, now_s, window_s) / window_s
+        return heat.cpu_s * self._kept(heat, now_s) / self.limits.window_s
 
     def hottest(self, count: int, now_s: float) -> list[str]:
         """The ``count`` workers with the highest rates, highest first: the order in which a new home warms them."""
@@ -100,11 +79,10 @@ class HeatTable:
         self._heats.pop(worker, None)
 
     def _rate(self, heat: _Heat, now_s: float) -> float:
-        return heat.requests * self._kept(heat, now_s, self.limits.window_s) / self.limits.window_s
+        return heat.requests * self._kept(heat, now_s) / self.limits.window_s
 
-    @staticmethod
-    def _kept(heat: _Heat, now_s: float, window_s: float) -> float:
-        return exp(-max(0.0, now_s - heat.since_s) / window_s)
+    def _kept(self, heat: _Heat, now_s: float) -> float:
+        return exp(-max(0.0, now_s - heat.since_s) / self.limits.window_s)
 
     def __len__(self) -> int:
         return len(self._heats)

@@ -114,11 +114,6 @@ class HostConversation:
     def head(self) -> RequestHead:
         return self._request.head
 
-    @property
-    def clean(self) -> bool:
-        """Whether nothing of this request is on its way: if not, a piece of its body comes before the next request."""
-        return not self._pulling
-
     # ------------------------------------------------------------------------------------------------ request body
 
     def body_ready(self) -> bool:

@@ -37,7 +37,6 @@ class Source(StrEnum):
     SERVER_NAME = "server-name"  # a client's hello names the worker
     HOT = "hot"  # asked so often here that a copy of its own pays
     NEXT_USE = "next-use"  # by the worker's habits it is asked for soon
-    CALL_GRAPH = "call-graph"  # a worker runs that calls this one
 
 
 #: Starts that no request has asked for yet in any way.

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from actors.exchange import Answered, Capability, Chunk, Ended, HeatReport, Lease, Load, Refused, Request, Served
+from actors.exchange import Answered, Capability, Chunk, Ended, HeatReport, Refused, Request, Served
 
 T = TypeVar("T")
 
@@ -57,8 +57,6 @@ REQUEST = Codec(Request)
 SERVED = Codec(Served)
 ENDED = Codec(Ended)
 CHUNK = Codec(Chunk)
-LEASE = Codec(Lease)
-LOAD = Codec(Load)
 HEAT = Codec(HeatReport)
 CAPABILITY = Codec(Capability)
 _VERDICT = msgspec.msgpack.Decoder(RefusedReply | AnsweredReply)

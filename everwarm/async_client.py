@@ -328,9 +328,6 @@ class AsyncClient:
             raise EverwarmError("no server can be reached")
         return there
 
-    async def _of_server(self, server: str, method: str, order: dict[str, Any]) -> bytes:
-        return await self._call_server(server, method, encode_plain(order))
-
     async def _call_server(self, server: str, method: str, payload: bytes) -> bytes:
         return await _calling(await self._server(server), method, payload)
 

@@ -151,10 +151,6 @@ class Routes:
         added |= news
         return self._like(added, self._depths | _depths(map(_known, workers), self._depths))
 
-    def with_worker(self, worker: str) -> Routes:
-        """This table with the worker's own local name."""
-        return self.with_route(local_host(worker), worker)
-
     def without(self, pattern: str) -> Routes:
         """This table without one route; the same one when it is not there."""
         name = normal_pattern(pattern)

@@ -127,12 +127,6 @@ class CertificateStore:
         """A context with the default certificate that nobody else has, so that a callback may be set on it."""
         return self._issue(*self._default_names).context
 
-    def reload(self) -> None:
-        """Looks at every file again at its next use, whatever the interval. Nothing is dropped that still stands."""
-        for entry in self._entries.values():
-            if entry.signature is not None:
-                entry.check_at_s = 0.0
-
     def statistics(self) -> TlsStatistics:
         return TlsStatistics(
             contexts=len(self._entries),

@@ -19,7 +19,7 @@ def steady(table: HeatTable, every_s: float, until_s: float, cpu_s: float = 0.0)
 
 def test_nobody_asked() -> None:
     table = HeatTable()
-    assert table.rate_per_s("w", 5.0) == table.cpu_rate("w", 5.0) == table.burst_rate_per_s("w", 5.0) == 0.0
+    assert table.rate_per_s("w", 5.0) == table.cpu_rate("w", 5.0) == 0.0
     assert table.hottest(3, 5.0) == []
 
 
@@ -28,22 +28,18 @@ def test_a_steady_rate_is_found() -> None:
     now_s = steady(table, 0.5, 6_000.0, cpu_s=0.1)
     assert table.rate_per_s("w", now_s) == pytest.approx(2.0, rel=0.01)
     assert table.cpu_rate("w", now_s) == pytest.approx(0.2, rel=0.01)
-    assert table.burst_rate_per_s("w", now_s) == pytest.approx(2.0, rel=0.05)
-    assert table.burst_cpu_rate("w", now_s) == pytest.approx(0.2, rel=0.05)
 
 
 def test_it_is_forgotten() -> None:
     table = HeatTable()
     now_s = steady(table, 0.5, 6_000.0)
     assert table.rate_per_s("w", now_s + 600.0) == pytest.approx(2.0 / exp(1), rel=0.01)
-    assert table.burst_rate_per_s("w", now_s + 100.0) < 0.001
 
 
 def test_a_burst_is_not_a_rate() -> None:
     table = HeatTable()
     table.note("w", 0.0, requests=10)
     assert table.rate_per_s("w", 0.0) == pytest.approx(10 / 600)
-    assert table.burst_rate_per_s("w", 0.0) == pytest.approx(1.0)
 
 
 def test_cpu_time_may_come_later_and_is_no_request() -> None:

@@ -57,8 +57,6 @@ CODECS: list[tuple[Codec[Any], Any]] = [
     (wire.SERVED, SERVED),
     (wire.ENDED, ENDINGS),
     (wire.CHUNK, CHUNKS),
-    (wire.LEASE, LEASES),
-    (wire.LOAD, LOADS),
     (wire.CAPABILITY, CAPABILITIES),
 ]
 

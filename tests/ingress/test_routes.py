@@ -102,7 +102,7 @@ def test_exact_then_wildcard_of_one_label() -> None:
 
 def test_tables_do_not_change() -> None:
     empty = Routes()
-    one = empty.with_worker("hello")
+    one = empty.with_route(local_host("hello"), "hello")
     two = one.with_routes({"a.example": "hello", "b.example": "other"})
     assert (len(empty), len(one), len(two)) == (0, 1, 3)
     assert empty.find("hello.localhost") is None
@@ -209,7 +209,8 @@ def test_what_is_no_pattern_with_a_path(text: str) -> None:
 
 
 def test_two_hundred_thousand_routes() -> None:
-    many = Routes({f"host-{number}.example": f"w{number}" for number in range(199_999)}).with_worker("hello")
+    many = Routes({f"host-{number}.example": f"w{number}" for number in range(199_999)})
+    many = many.with_route(local_host("hello"), "hello")
     assert (len(many), many.find("host-7.example"), many.find("hello.localhost")) == (200_000, "w7", "hello")
     with pytest.raises(ValueError, match="more than"):
-        many.with_worker("one-more")
+        many.with_route(local_host("one-more"), "one-more")
