@@ -23,6 +23,20 @@ def test_a_fifth_server_takes_a_fifth_and_nothing_else_moves() -> None:
     assert 0.15 < len(moved) / len(KEYS) < 0.25
 
 
+def test_a_newcomers_share_is_near_a_fifth_whatever_the_secret() -> None:
+    """160 points each spread a share by 1/sqrt(160) of itself, 8 %: over many secrets its mean is a fifth all the same,
+    and nobody's is far from it."""
+    secrets = random.Random(5)
+    servers = {**FOUR, "epsilon": 1}
+    shares = []
+    for _ in range(50):
+        ring = Ring(1, servers, secrets.randbytes(32))
+        shares.append(sum(ring.home_of(key) == "epsilon" for key in KEYS[:2_000]) / 2_000 / 0.2)
+    assert sum(0.9 < share < 1.1 for share in shares) > 30
+    assert 0.98 < sum(shares) / len(shares) < 1.02
+    assert 0.6 < min(shares) < max(shares) < 1.4
+
+
 def test_a_server_that_leaves_moves_only_its_own() -> None:
     before = homes(Ring(1, FOUR, SECRET))
     after = homes(Ring(2, {name: 1 for name in FOUR if name != "gamma"}, SECRET))

@@ -27,6 +27,7 @@ COMPONENTS = [ROOT / "zig" / "hello", ROOT / "c" / "hello", ROOT / "zig" / "echo
 FOUR = [f"server-{i}" for i in range(1, 5)]
 NEWCOMER = "server-5"
 #: Of each of the four homes: workers that stay, and workers that the newcomer takes over. 20 in all, of which 1/5 move.
+#: That a newcomer gets about its share of any names is for ``tests/actors/test_ring.py`` to show.
 STAY, MOVE = 4, 1
 CLIENTS = 8
 LIMITS = MembershipLimits()
@@ -126,12 +127,6 @@ def test_a_fifth_server_joins_four(town: Town) -> None:
     assert {after[worker] for worker in moved} == {NEWCOMER}
     assert len(moved) == len(town.workers) // 5
     assert after == town.homes_in([*FOUR, NEWCOMER])
-    # The 20 were chosen; of many names the newcomer gets a fifth. 160 points each spread shares by 8 % around the
-    # mean, 2,000 names by 4 %: three of both together are 27 %.
-    many = [worker_key("default", f"any-{i}") for i in range(2_000)]
-    ring = Ring(0, dict.fromkeys([*FOUR, NEWCOMER], 1), town.secret)
-    assert 0.2 * 0.73 < sum(ring.home_of(key) == NEWCOMER for key in many) / len(many) < 0.2 * 1.27
-
     assert [one for one in seen if one.start == "cold" and one.worker in moved] == []
     assert [one for one in seen if one.server == NEWCOMER and one.worker in moved] != []
     new_causes = {cause: n - causes.get(cause, 0) for cause, n in town.cold_causes().items() if n != causes.get(cause)}
