@@ -530,6 +530,24 @@ class CompleteServers:
         (version,) = self.machines[0].server._view.workers[worker].versions
         return version.version_id
 
+    def jump(self, seconds: float) -> None:
+        """Let the event loop's clock, which the roles look at, be ``seconds`` later."""
+        loop = asyncio.get_running_loop()
+        before, until = loop.time, self.limit.when()
+        loop.time = lambda: before() + seconds  # type: ignore[method-assign]
+        assert until is not None
+        self.limit.reschedule(until + seconds)
+
+    async def make_cold(self, number: int, worker: str) -> None:
+        """Let the isolates of a worker go on one machine, and wait until its Server knows."""
+        machine, version = self[number], self.version_of(worker)
+        machine.host.desk.drop_version(version)
+
+        async def known() -> bool:
+            return not machine.server._warmth.is_warm(version) and version not in machine.server._client.refusals
+
+        await wait_until(known, f"{machine.name} knows that {worker} is cold")
+
     def lose(self, role: str, method: str, *, delivered: bool | None, after: bool = False) -> LostPeer:
         """From now on, calls of ``method`` at ``role`` are lost."""
         lost = LostPeer(self.peers.known[role], method, delivered=delivered, after=after)
@@ -580,3 +598,17 @@ def compiled_zig(directory: Path) -> Compiled:
         shutil.copyfile(path, directory / "components" / f"{one.component_digest}.wasm")
         stored[path.parent.name] = one
     return Compiled(directory, deployer.store_of_artifacts, stored)
+
+
+def seed_with(zig: Compiled, directory: Path, guest: bytes) -> Path:
+    """The same with one guest more, in a new ``directory``: a compile process for each deploy of it takes a second."""
+    shutil.copytree(zig.directory, directory, copy_function=os.link)
+    compiled = compile_and_start(guest, Deployer(directory).store_of_artifacts, IsolateLimits())
+    assert isinstance(compiled, Artifact), compiled
+    (directory / "components" / f"{compiled.component_digest}.wasm").write_bytes(guest)
+    return directory
+
+
+#: What a test does with a cluster, and what plays it (``tests/actors/conftest.py``).
+Scenario = Callable[[CompleteServers], Awaitable[None]]
+Play = Callable[..., None]

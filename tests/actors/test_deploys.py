@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, component, request
+from complete_servers import Compiled, CompleteServers, Play, component, request
 
 from actors.bindings import Bindings, DispatchBinding, Outbound, ServiceBinding, Tail
 from actors.view import decode_plain, encode_plain
@@ -132,19 +132,17 @@ def test_users_of_two_namespaces_and_a_worker_may_have_one_name(control: Control
         assert control.deploy(wrong)["error"]["message"].startswith("worker: must match")
 
 
-def test_a_users_worker_has_a_home_and_runs(zig: Compiled, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with asyncio.timeout(30) as limit, CompleteServers(tmp_path, 2, zig.directory) as cluster:
-            cluster.limit = limit
-            job = await cluster.deploy("production/ada", component("hello"), cpu_ms=10_000)
-            assert job["error"] is None
-            homes = {machine.server._view.home_of("production/ada") for machine in cluster.machines}
-            assert homes <= {"server-1", "server-2"}
-            assert len(homes) == 1
-            for machine in cluster.machines:
-                got = await machine.ask(request("production/ada"))
-                assert got.ended.outcome is Outcome.OK
-                assert got.served is not None
-                assert got.served.home in homes
+def test_a_users_worker_has_a_home_and_runs(play: Play) -> None:
+    async def scenario(cluster: CompleteServers) -> None:
+        job = await cluster.deploy("production/ada", component("hello"), cpu_ms=10_000)
+        assert job["error"] is None
+        homes = {machine.server._view.home_of("production/ada") for machine in cluster.machines}
+        assert homes <= {"server-1", "server-2"}
+        assert len(homes) == 1
+        for machine in cluster.machines:
+            got = await machine.ask(request("production/ada"))
+            assert got.ended.outcome is Outcome.OK
+            assert got.served is not None
+            assert got.served.home in homes
 
-    asyncio.run(scenario())
+    play(scenario)

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, request
+from complete_servers import CompleteServers, Play, request
 from msgspec.structs import replace
 from request_trees import bound, drive
 from tracing_receiver import OtlpReceiver, ReceivedSpan
@@ -23,19 +22,19 @@ CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[[Scenario], None]:
+def play_exported(play: Play) -> Callable[[Scenario], None]:
     """Play a scenario on two servers that send their traces to a receiver."""
 
     def run(scenario: Scenario) -> None:
-        async def whole() -> None:
-            with OtlpReceiver() as receiver:
-                async with asyncio.timeout(60), CompleteServers(tmp_path, 2, zig.directory) as cluster:
-                    for machine in cluster.machines:
-                        order = encode_plain({"url": receiver.url, "headers": {}})
-                        await machine.server._traces.export_to(order)
-                    await scenario(cluster, receiver)
+        with OtlpReceiver() as receiver:
 
-        asyncio.run(whole())
+            async def exporting(cluster: CompleteServers) -> None:
+                for machine in cluster.machines:
+                    order = encode_plain({"url": receiver.url, "headers": {}})
+                    await machine.server._traces.export_to(order)
+                await scenario(cluster, receiver)
+
+            play(exporting)
 
     return run
 
@@ -58,7 +57,7 @@ async def stages_of(receiver: OtlpReceiver, count: int) -> list[ReceivedSpan]:
     return await asyncio.to_thread(receiver.wait_for, enough, 10.0, f"{count} stages")
 
 
-def test_a_tree_over_two_servers_is_one_trace_with_right_parents(play: Callable[[Scenario], None]) -> None:
+def test_a_tree_over_two_servers_is_one_trace_with_right_parents(play_exported: Play) -> None:
     async def scenario(cluster: CompleteServers, receiver: OtlpReceiver) -> None:
         guard = await cluster.deploy_at(1, "hello")
         user = await cluster.deploy_at(2, "fetch", namespace="customers")
@@ -106,10 +105,10 @@ def test_a_tree_over_two_servers_is_one_trace_with_right_parents(play: Callable[
             ("server-1", user), ("server-2", guard),
         }  # fmt: skip
 
-    play(scenario)
+    play_exported(scenario)
 
 
-def test_the_trace_of_a_client_goes_on_below_it(play: Callable[[Scenario], None]) -> None:
+def test_the_trace_of_a_client_goes_on_below_it(play_exported: Play) -> None:
     async def scenario(cluster: CompleteServers, receiver: OtlpReceiver) -> None:
         callee = await cluster.deploy_at(2, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(api=callee))
@@ -121,10 +120,10 @@ def test_the_trace_of_a_client_goes_on_below_it(play: Callable[[Scenario], None]
             CLIENT[36:52]
         ]
 
-    play(scenario)
+    play_exported(scenario)
 
 
-def test_no_secret_of_a_tree_reaches_a_backend(play: Callable[[Scenario], None]) -> None:
+def test_no_secret_of_a_tree_reaches_a_backend(play_exported: Play) -> None:
     async def scenario(cluster: CompleteServers, receiver: OtlpReceiver) -> None:
         last = await cluster.deploy_at(2, "hello")
         middle = await cluster.deploy_at(2, "fetch", bound(last=last))
@@ -144,10 +143,10 @@ def test_no_secret_of_a_tree_reaches_a_backend(play: Callable[[Scenario], None])
             first: f"url=http://middle.binding.internal/?{inner}", middle: inner, last: "access_token=REDACTED",
         }  # fmt: skip
 
-    play(scenario)
+    play_exported(scenario)
 
 
-def test_a_tree_that_its_edge_does_not_keep_is_not_exported(play: Callable[[Scenario], None]) -> None:
+def test_a_tree_that_its_edge_does_not_keep_is_not_exported(play_exported: Play) -> None:
     """The edge judges the root alone; the stages below it tell of themselves in any case."""
 
     async def scenario(cluster: CompleteServers, receiver: OtlpReceiver) -> None:
@@ -160,7 +159,7 @@ def test_a_tree_that_its_edge_does_not_keep_is_not_exported(play: Callable[[Scen
         spans = await stages_of(receiver, 4)
         assert {span.trace_id[-1] for span in spans} == {"2", "3"}
 
-    play(scenario)
+    play_exported(scenario)
 
 
 def stage(trace_id: str, number: int, parent: int | None, attributes: dict[str, Any]) -> Span:

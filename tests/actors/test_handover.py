@@ -3,12 +3,10 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, component, request, wait_until
+from complete_servers import CompleteServers, Play, Scenario, component, request, wait_until
 
 from actors.handover import HandedOver, HandoverLimits, hand_over
 from actors.membership import MembershipLimits
@@ -17,7 +15,6 @@ from actors.ring import Ring, worker_key
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits, Plan, Version
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
 SECRET = b"0123456789abcdef"
 TWO = ["server-1", "server-2"]
 THREE = [*TWO, "server-3"]
@@ -26,18 +23,15 @@ OF_EACH_MOVE = 3
 
 
 @pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
+def play_on_two_of_three(play: Play) -> Play:
     """Play a scenario on a cluster of three, of which the third has left again."""
 
     def run(scenario: Scenario) -> None:
-        async def whole() -> None:
-            made = CompleteServers(tmp_path, 3, zig.directory)
-            async with asyncio.timeout(30) as limit, made as cluster:
-                cluster.limit = limit
-                await cluster.control.leave(encode_plain({"server": "server-3"}))
-                await scenario(cluster)
+        async def without_the_third(cluster: CompleteServers) -> None:
+            await cluster.control.leave(encode_plain({"server": "server-3"}))
+            await scenario(cluster)
 
-        asyncio.run(whole())
+        play(without_the_third, servers=3)
 
     return run
 
@@ -89,7 +83,7 @@ def membership_colds(cluster: CompleteServers) -> int:
     return sum(count.get("membership", 0) for count in counts if isinstance(count, dict))
 
 
-def test_what_a_newcomer_takes_over_is_warm_before_it_is_home(play: Callable[..., None]) -> None:
+def test_what_a_newcomer_takes_over_is_warm_before_it_is_home(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         workers = await deploy_and_warm(cluster)
         before = homes(cluster, workers)
@@ -105,10 +99,10 @@ def test_what_a_newcomer_takes_over_is_warm_before_it_is_home(play: Callable[...
             assert await ask(cluster, worker) != "cold"
         assert membership_colds(cluster) == 0
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_what_a_leaver_gives_up_is_warm_before_it_goes(play: Callable[..., None]) -> None:
+def test_what_a_leaver_gives_up_is_warm_before_it_goes(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await join(cluster)
         workers = await deploy_and_warm(cluster)
@@ -122,10 +116,10 @@ def test_what_a_leaver_gives_up_is_warm_before_it_goes(play: Callable[..., None]
             assert await ask(cluster, worker) != "cold"
         assert membership_colds(cluster) == 0
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_a_drain_waits_for_what_runs(play: Callable[..., None]) -> None:
+def test_a_drain_waits_for_what_runs(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await join(cluster)
         worker = await cluster.deploy_at(3, "stream")
@@ -146,10 +140,10 @@ def test_a_drain_waits_for_what_runs(play: Callable[..., None]) -> None:
         assert (await answer.ended()).outcome.value == "ok"
         await leaving
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_a_newcomer_that_cannot_be_warmed_becomes_home_all_the_same(play: Callable[..., None]) -> None:
+def test_a_newcomer_that_cannot_be_warmed_becomes_home_all_the_same(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         workers = await deploy_and_warm(cluster)
         before = homes(cluster, workers)
@@ -165,10 +159,10 @@ def test_a_newcomer_that_cannot_be_warmed_becomes_home_all_the_same(play: Callab
         for worker in workers:
             assert await ask(cluster, worker) == "warm"
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_a_server_that_cannot_be_reached_is_out_of_the_ring(play: Callable[..., None]) -> None:
+def test_a_server_that_cannot_be_reached_is_out_of_the_ring(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         gone = {role: cluster.peers.known.pop(f"server-2/{role}") for role in ("server", "shard")}
         await cluster.deploy("hello", component("hello"))
@@ -191,10 +185,10 @@ def test_a_server_that_cannot_be_reached_is_out_of_the_ring(play: Callable[..., 
 
         await wait_until(back, "server 2 is back")
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_one_broken_call_is_not_a_loss(play: Callable[..., None]) -> None:
+def test_one_broken_call_is_not_a_loss(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         lost = cluster.lose("server-2/server", "apply_change", delivered=None)
         epoch = (await members(cluster))["epoch"]
@@ -203,10 +197,10 @@ def test_one_broken_call_is_not_a_loss(play: Callable[..., None]) -> None:
         await cluster.settled()
         assert (await members(cluster))["epoch"] == epoch
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_a_beat_finds_out_what_was_missed(play: Callable[..., None]) -> None:
+def test_a_beat_finds_out_what_was_missed(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         here = cluster.peers.known["server-2/server"]
         cluster.lose("server-2/server", "apply_ring", delivered=False)
@@ -229,10 +223,10 @@ def test_a_beat_finds_out_what_was_missed(play: Callable[..., None]) -> None:
         await beats.beat()  # one may have been overtaken by the news; two are a gap
         assert "hello" in second._view.workers
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
-def test_a_cordon_without_hosts_is_refused_before_anything_is_done(play: Callable[..., None]) -> None:
+def test_a_cordon_without_hosts_is_refused_before_anything_is_done(play_on_two_of_three: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         def order(cordon: str) -> bytes:
             plain = {"name": "hello", "plan": "paid", "limits": {}, "component": component("hello"), "author": "a test"}
@@ -251,7 +245,7 @@ def test_a_cordon_without_hosts_is_refused_before_anything_is_done(play: Callabl
             assert said in job["error"]["message"]
         assert cluster[1].server._view.workers == {}
 
-    play(scenario)
+    play_on_two_of_three(scenario)
 
 
 # ----------------------------------------------------------------------------------------- the ControlPlane's end alone

@@ -1,11 +1,9 @@
 """Hosts that crash, told on real processes: complete servers here, their hosts in processes that are killed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
-from complete_servers import Compiled, CompleteServers, Got, HeldBody, Machine, collect, request, upload, wait_until
+from complete_servers import CompleteServers, Got, HeldBody, Machine, Play, collect, request, upload, wait_until
 
 from actors.connection import Frame
 from actors.exchange import Load, Request
@@ -13,28 +11,8 @@ from actors.link import Answer
 from actors.view import decode_plain
 from isolates.outcome import Outcome
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
-Play = Callable[..., None]
 #: Some tenths of a second of work, so that there is time to kill the host; and then the same again.
 LONG = "/?rounds=400000"
-
-
-@pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Play:
-    """Play a scenario on a fresh cluster of ``servers`` with ``processes`` hosts each."""
-
-    def run(scenario: Scenario, servers: int = 1, processes: int = 2) -> None:
-        async def whole() -> None:
-            async with (
-                asyncio.timeout(60) as limit,
-                CompleteServers(tmp_path, servers, zig.directory, processes) as cluster,
-            ):
-                cluster.limit = limit
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
 
 
 async def until(machine: Machine, version: str, **counters: int) -> None:
@@ -86,7 +64,7 @@ def test_versions_live_on_the_host_that_is_theirs(play: Play) -> None:
         warm = [process.statistics()["warm_versions"] for process in cluster[1].processes]
         assert sorted(warm[0] + warm[1]) == sorted(cluster.version_of(worker) for worker in workers)
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_what_waited_in_a_host_that_crashed_runs_on_another(play: Play) -> None:
@@ -104,7 +82,7 @@ def test_what_waited_in_a_host_that_crashed_runs_on_another(play: Play) -> None:
         assert (counted["hosts"], counted["hosts_lost"]) == (1, 1)
         await until(cluster[1], version, outcomes={"ok": 5})  # each of them once  # type: ignore[arg-type]
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -115,7 +93,7 @@ def test_what_may_run_twice_runs_on_another_host(play: Play, method: str) -> Non
         await crash(cluster[1], cluster.version_of(worker))
         assert where(await running) == (Outcome.OK, "server-1")
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_an_upload_that_was_read_in_part_is_not_repeated(play: Play) -> None:
@@ -130,7 +108,7 @@ def test_an_upload_that_was_read_in_part_is_not_repeated(play: Play) -> None:
         assert where(await running) == (Outcome.HOME_LOST, "")
         body.go.set()
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_an_answer_that_had_begun_breaks_off(play: Play) -> None:
@@ -145,7 +123,7 @@ def test_an_answer_that_had_begun_breaks_off(play: Play) -> None:
         assert not answer.whole  # a client must never see a clean end here
         assert (await answer.ended()).outcome is Outcome.HOME_LOST
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_a_request_that_crashes_its_hosts_does_not_go_through_them_all(play: Play) -> None:
@@ -164,7 +142,7 @@ def test_a_request_that_crashes_its_hosts_does_not_go_through_them_all(play: Pla
         assert where(await running) == (Outcome.HOME_LOST, "")
         assert (await cluster[1].ask(request(worker, "/?rounds=1"))).ended.outcome is Outcome.OK
 
-    play(scenario, processes=3)
+    play(scenario, servers=1, processes=3)
 
 
 def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
@@ -194,7 +172,7 @@ def test_leases_and_warmth_of_a_lost_host_are_taken_back(play: Play) -> None:
         assert notice == {"revoke_all": True, "told": again.served.lease.issued}
         subscribed.close()
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_a_host_that_is_restarted_runs_its_versions_again(play: Play) -> None:
@@ -219,7 +197,7 @@ def test_a_host_that_is_restarted_runs_its_versions_again(play: Play) -> None:
         assert again.served is not None
         assert again.served.start_type == "cold"  # it has forgotten everything
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 def test_isolates_of_a_host_that_nobody_missed_are_forgotten_when_its_next_process_begins(play: Play) -> None:
@@ -244,7 +222,7 @@ def test_isolates_of_a_host_that_nobody_missed_are_forgotten_when_its_next_proce
         counted = await machine.statistics()
         assert (counted["hosts"], counted["hosts_lost"]) == (2, 1)
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)
 
 
 # --------------------------------------------------------------------------------------------------------- one host
@@ -347,4 +325,4 @@ def test_a_client_that_leaves_while_its_request_moves(play: Play) -> None:
         assert (await cluster[1].ask(request(worker, "/?rounds=1"))).ended.outcome is Outcome.OK
         await until(cluster[1], version, running=0, queued=0)
 
-    play(scenario)
+    play(scenario, servers=1, processes=2)

@@ -2,13 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from complete_servers import Compiled, CompleteServers, Got, Pieces, component, request, upload, wait_until
+from complete_servers import CompleteServers, Got, Pieces, Play, component, request, upload, wait_until
 from request_trees import bound, drive, spans_at
 
 from actors.bindings import Bindings, DispatchBinding, Outbound
@@ -17,22 +15,7 @@ from actors.exchange import Outcome
 from actors.handover import first_request
 from tracing.trace import Attr, SpanName
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
 CALL = "/?url=http://callee.binding.internal/"
-
-
-@pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of servers."""
-
-    def run(scenario: Scenario, servers: int = 1, **made_with: Any) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(60), CompleteServers(tmp_path, servers, zig.directory, **made_with) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
 
 
 def inner(cluster: CompleteServers, number: int = 1) -> dict[str, int]:
@@ -69,7 +52,7 @@ async def ask_until_inner(cluster: CompleteServers, worker: str, path: str = CAL
     return got[0]
 
 
-def test_a_call_to_a_warm_worker_of_the_same_host_does_not_leave_it(play: Callable[..., None]) -> None:
+def test_a_call_to_a_warm_worker_of_the_same_host_does_not_leave_it(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -83,10 +66,10 @@ def test_a_call_to_a_warm_worker_of_the_same_host_does_not_leave_it(play: Callab
             assert (await by_the_server(cluster), inner(cluster)["calls"]) == (1, number)
         assert inner(cluster)["running"] == 0
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_an_inner_stage_is_in_the_trace_below_its_caller(play: Callable[..., None]) -> None:
+def test_an_inner_stage_is_in_the_trace_below_its_caller(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -104,10 +87,10 @@ def test_an_inner_stage_is_in_the_trace_below_its_caller(play: Callable[..., Non
         assert stage.attributes[Attr.START_TYPE] == "warm"
         assert stage.attributes[Attr.OUTCOME] == "ok"
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_bodies_stream_both_ways_within_a_host(play: Callable[..., None]) -> None:
+def test_bodies_stream_both_ways_within_a_host(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "echo")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -120,13 +103,11 @@ def test_bodies_stream_both_ways_within_a_host(play: Callable[..., None]) -> Non
         assert got.body == data
         assert await by_the_server(cluster) == before
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
 @pytest.mark.parametrize(("guest", "status"), [("spin", 429), ("trap", 502), ("silent", 502)])
-def test_an_ending_of_an_inner_callee_is_an_answer_for_its_caller(
-    play: Callable[..., None], guest: str, status: int
-) -> None:
+def test_an_ending_of_an_inner_callee_is_an_answer_for_its_caller(play: Play, guest: str, status: int) -> None:
     """Its isolate is torn, and the next call finds none: that one goes by the Server, which has another one started."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -146,10 +127,10 @@ def test_an_ending_of_an_inner_callee_is_an_answer_for_its_caller(
         await wait_until(stayed, "a call stays in the host")
         assert set(endings) == {(status, Outcome.OK)}
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_a_tree_that_stays_here_ends_at_the_sixteenth_all_the_same(play: Callable[..., None]) -> None:
+def test_a_tree_that_stays_here_ends_at_the_sixteenth_all_the_same(play: Play) -> None:
     """Its shares are asked for from caller to caller in the host, and the last word is the Server's."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -169,10 +150,10 @@ def test_a_tree_that_stays_here_ends_at_the_sixteenth_all_the_same(play: Callabl
         counts = (await cluster[1].statistics())["nested"]
         assert (counts["shares_lost"], counts["lent_out"], counts["stages"]) == (0, 0, 0)
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_books_are_begun_with_what_was_called_before(play: Callable[..., None]) -> None:
+def test_books_are_begun_with_what_was_called_before(play: Play) -> None:
     """A first call is entered only when there is a second one, or one that the Server carries out, beside it."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -199,7 +180,7 @@ def test_books_are_begun_with_what_was_called_before(play: Callable[..., None]) 
 
 
 @pytest.mark.parametrize("far", [1, 2])
-def test_what_can_not_stay_takes_the_books_along(play: Callable[..., None], far: int) -> None:
+def test_what_can_not_stay_takes_the_books_along(play: Play, far: int) -> None:
     """A callee here calls one whose home is elsewhere, or a world that is not there."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -221,7 +202,7 @@ def test_what_can_not_stay_takes_the_books_along(play: Callable[..., None], far:
     play(scenario, servers=2)
 
 
-def test_what_a_users_worker_fetches_goes_through_the_outbound_worker_within_a_host(play: Callable[..., None]) -> None:
+def test_what_a_users_worker_fetches_goes_through_the_outbound_worker_within_a_host(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         user = await cluster.deploy_at(1, "fetch", namespace="customers", cordon="default")
         guard = await cluster.deploy_at(1, "hello")
@@ -235,10 +216,10 @@ def test_what_a_users_worker_fetches_goes_through_the_outbound_worker_within_a_h
         await cluster[1].ask(request(dispatcher, path))
         assert inner(cluster)["calls"] == calls + 2
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_a_deploy_takes_the_lease_back(play: Callable[..., None]) -> None:
+def test_a_deploy_takes_the_lease_back(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -253,10 +234,10 @@ def test_a_deploy_takes_the_lease_back(play: Callable[..., None]) -> None:
         assert got.served is not None
         assert got.served.status == 502
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_without_a_server_that_could_take_them_back_there_are_no_leases(play: Callable[..., None]) -> None:
+def test_without_a_server_that_could_take_them_back_there_are_no_leases(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -276,11 +257,11 @@ def test_without_a_server_that_could_take_them_back_there_are_no_leases(play: Ca
         await wait_until(gone, "calls go by the Server again")
         await ask_until_inner(cluster, caller)
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
 @pytest.mark.parametrize("guest", ["spin", "stream"])
-def test_a_client_that_leaves_stops_an_inner_callee(play: Callable[..., None], guest: str) -> None:
+def test_a_client_that_leaves_stops_an_inner_callee(play: Play, guest: str) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, guest, cpu_ms=60_000)
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -313,10 +294,10 @@ def test_a_client_that_leaves_stops_an_inner_callee(play: Callable[..., None], g
 
         await wait_until(none_runs, "no call runs")
 
-    play(scenario)
+    play(scenario, servers=1)
 
 
-def test_calls_at_once_find_an_isolate_each_or_go_by_the_server(play: Callable[..., None]) -> None:
+def test_calls_at_once_find_an_isolate_each_or_go_by_the_server(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "stream")
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -328,4 +309,4 @@ def test_calls_at_once_find_an_isolate_each_or_go_by_the_server(play: Callable[.
         assert len({got.body for got in answers}) == 1
         assert await by_the_server(cluster) + inner(cluster)["calls"] == before + 12
 
-    play(scenario)
+    play(scenario, servers=1)

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, request, wait_until
+from complete_servers import CompleteServers, Play, request, wait_until
 from request_trees import bound, drive
 
 from actors.exchange import Outcome, Request, RequestHead
@@ -21,21 +20,6 @@ from everwarm.live_reader import Away, LiveReader, Missed, NotWatched
 from tests.simulation.virtual_loop import play as in_virtual_time
 
 EVERYTHING = LiveFilter()
-Scenario = Callable[[CompleteServers], Awaitable[None]]
-
-
-@pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of two servers."""
-
-    def run(scenario: Scenario, servers: int = 2, **made_with: Any) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, zig.directory, **made_with) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
 
 
 @asynccontextmanager
@@ -66,7 +50,7 @@ async def events(reader: LiveReader, count: int) -> list[LiveEvent]:
     return found  # type: ignore[return-value]
 
 
-def test_every_request_is_told_wherever_it_runs(play: Callable[..., None]) -> None:
+def test_every_request_is_told_wherever_it_runs(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         hello = await cluster.deploy_at(2, "hello")
         other = await cluster.deploy_at(2, "echo")
@@ -90,7 +74,7 @@ def test_every_request_is_told_wherever_it_runs(play: Callable[..., None]) -> No
     play(scenario)
 
 
-def test_what_a_guest_logs_and_how_it_fails_is_told(play: Callable[..., None]) -> None:
+def test_what_a_guest_logs_and_how_it_fails_is_told(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         spin = await cluster.deploy_at(1, "spin", cpu_ms=20)
         caller = await cluster.deploy_at(2, "fetch", bound(callee=spin, nobody="nobody"))
@@ -111,7 +95,7 @@ def test_what_a_guest_logs_and_how_it_fails_is_told(play: Callable[..., None]) -
     play(scenario)
 
 
-def test_a_home_that_is_lost_has_no_word_and_its_sender_tells(play: Callable[..., None]) -> None:
+def test_a_home_that_is_lost_has_no_word_and_its_sender_tells(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         echo = await cluster.deploy_at(2, "echo")
         async with watching(cluster, echo) as reader:
@@ -124,7 +108,7 @@ def test_a_home_that_is_lost_has_no_word_and_its_sender_tells(play: Callable[...
     play(scenario)
 
 
-def test_requests_are_told_apart_by_their_headers(play: Callable[..., None]) -> None:
+def test_requests_are_told_apart_by_their_headers(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         hello = await cluster.deploy_at(2, "hello")
 
@@ -155,7 +139,7 @@ def test_requests_are_told_apart_by_their_headers(play: Callable[..., None]) -> 
     play(scenario)
 
 
-def test_filters_are_the_servers_work(play: Callable[..., None]) -> None:
+def test_filters_are_the_servers_work(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         hello = await cluster.deploy_at(1, "hello")
         async with watching(cluster, hello, parse_filter(methods=["POST"], search="/b")) as reader:
@@ -168,7 +152,7 @@ def test_filters_are_the_servers_work(play: Callable[..., None]) -> None:
     play(scenario)
 
 
-def test_a_reader_that_leaves_is_forgotten_everywhere(play: Callable[..., None]) -> None:
+def test_a_reader_that_leaves_is_forgotten_everywhere(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         hello = await cluster.deploy_at(1, "hello")
         async with watching(cluster, hello), watching(cluster, hello):
@@ -180,7 +164,7 @@ def test_a_reader_that_leaves_is_forgotten_everywhere(play: Callable[..., None])
     play(scenario)
 
 
-def test_a_server_that_is_away_is_said_once_and_the_others_are_read(play: Callable[..., None]) -> None:
+def test_a_server_that_is_away_is_said_once_and_the_others_are_read(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         hello = await cluster.deploy_at(1, "hello")
         lost = cluster.lose("server-2/server", "tail", delivered=False)
@@ -206,7 +190,7 @@ def test_a_server_that_is_away_is_said_once_and_the_others_are_read(play: Callab
     play(scenario)
 
 
-def test_an_eleventh_reader_is_told_why_not(play: Callable[..., None]) -> None:
+def test_an_eleventh_reader_is_told_why_not(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         readers = []
         try:

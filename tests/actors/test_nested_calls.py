@@ -1,15 +1,12 @@
 """Workers that call each other, on complete servers: real guests, real hosts, and peers that can be lost."""
 
-import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from complete_servers import Compiled, CompleteServers, Pieces, collect, component, request, upload, wait_until
+from complete_servers import CompleteServers, Pieces, Play, collect, component, request, upload, wait_until
 from request_trees import bound, drive, spans_at
 
 from actors.bindings import Bindings, DispatchBinding, Outbound
@@ -24,25 +21,9 @@ from isolates.egress import OutgoingHead
 from tracing.trace import Attr, SpanName
 from tracing.wire import decode_spans
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
-
-
-@pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of three servers."""
-
-    def run(scenario: Scenario, servers: int = 3, **made_with: Any) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, zig.directory, **made_with) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
-
 
 @pytest.mark.parametrize("callee_home", [1, 2])
-def test_a_worker_calls_another_by_its_binding(play: Callable[..., None], callee_home: int) -> None:
+def test_a_worker_calls_another_by_its_binding(play: Play, callee_home: int) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(callee_home, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(api=callee))
@@ -54,10 +35,10 @@ def test_a_worker_calls_another_by_its_binding(play: Callable[..., None], callee
         offered = (await cluster[1].sharded())["offered"]
         assert offered == (0 if callee_home == 1 else 3)
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_a_name_that_is_not_bound_reaches_nobody(play: Callable[..., None]) -> None:
+def test_a_name_that_is_not_bound_reaches_nobody(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(1, "hello")
         bound_to_it = await cluster.deploy_at(1, "fetch", bound(api=callee))
@@ -73,10 +54,10 @@ def test_a_name_that_is_not_bound_reaches_nobody(play: Callable[..., None]) -> N
             assert got.body == b"destination-not-found\n", name
         assert (await cluster[1].statistics())["nested"]["calls"] == 0
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_bodies_stream_both_ways_through_a_call(play: Callable[..., None]) -> None:
+def test_bodies_stream_both_ways_through_a_call(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(2, "echo")
         caller = await cluster.deploy_at(1, "fetch", bound(echo=callee))
@@ -88,10 +69,10 @@ def test_bodies_stream_both_ways_through_a_call(play: Callable[..., None]) -> No
         assert (got.ended.outcome, got.whole, len(got.body)) == (Outcome.OK, True, len(data)), got.ended.reason
         assert got.body == data
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_an_ending_of_a_callee_is_an_answer_for_its_caller(play: Callable[..., None]) -> None:
+def test_an_ending_of_a_callee_is_an_answer_for_its_caller(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         for zig, status in (("spin", 429), ("trap", 502), ("silent", 502)):
             callee = await cluster.deploy_at(2, zig, cpu_ms=20)
@@ -104,10 +85,10 @@ def test_an_ending_of_a_callee_is_an_answer_for_its_caller(play: Callable[..., N
         assert got.served is not None
         assert got.served.status == 404
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_users_of_a_namespace_are_called_by_name_and_are_kept_apart(play: Callable[..., None]) -> None:
+def test_users_of_a_namespace_are_called_by_name_and_are_kept_apart(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         user = await cluster.deploy_at(2, "hello", namespace="customers")
         other = await cluster.deploy_at(2, "hello", namespace="others")
@@ -120,10 +101,10 @@ def test_users_of_a_namespace_are_called_by_name_and_are_kept_apart(play: Callab
             assert got.served is not None
             assert got.served.status == 404
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Callable[..., None]) -> None:
+def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Play) -> None:
     """There is no way around it: without one, the way out would look the name up, and find no such origin."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -148,10 +129,10 @@ def test_what_a_users_worker_fetches_goes_through_the_outbound_worker(play: Call
         known = {s.span_id for s in spans}
         assert [s.name for s in spans if s.parent_span_id not in known] == [SpanName.REQUEST]
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_a_callee_with_a_larger_limit_than_its_tree_has_calls_others_all_the_same(play: Callable[..., None]) -> None:
+def test_a_callee_with_a_larger_limit_than_its_tree_has_calls_others_all_the_same(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         leaf = await cluster.deploy_at(1, "hello")
         middle = await cluster.deploy_at(1, "fetch", bound(leaf=leaf), cpu_ms=300_000)
@@ -165,9 +146,7 @@ def test_a_callee_with_a_larger_limit_than_its_tree_has_calls_others_all_the_sam
 
 
 @pytest.mark.parametrize(("wall_ms", "is_bounded"), [(20_000, True), (None, False)])
-def test_a_callee_has_the_time_that_its_caller_has_left(
-    play: Callable[..., None], wall_ms: int | None, is_bounded: bool
-) -> None:
+def test_a_callee_has_the_time_that_its_caller_has_left(play: Play, wall_ms: int | None, is_bounded: bool) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         server, sent = cluster[1].server, list[Request]()
         answer = server.nested._answer
@@ -198,7 +177,7 @@ def test_a_callee_has_the_time_that_its_caller_has_left(
     play(scenario, servers=1)
 
 
-def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Callable[..., None]) -> None:
+def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         context = encode_context(Context("1" * 16, Budget(10_000, 10, 10, 10, 1)))
         assert isinstance(context, bytes)
@@ -214,7 +193,7 @@ def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Calla
 
 
 @pytest.mark.parametrize("servers", [1, 3])
-def test_a_worker_that_calls_itself_comes_to_an_end_at_the_sixteenth(play: Callable[..., None], servers: int) -> None:
+def test_a_worker_that_calls_itself_comes_to_an_end_at_the_sixteenth(play: Play, servers: int) -> None:
     """Each stage gets a share of what is left, far too little for sixteen, and asks for more."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -233,7 +212,7 @@ def test_a_worker_that_calls_itself_comes_to_an_end_at_the_sixteenth(play: Calla
     play(scenario, servers)
 
 
-def test_what_a_subtree_did_not_spend_comes_back(play: Callable[..., None]) -> None:
+def test_what_a_subtree_did_not_spend_comes_back(play: Play) -> None:
     """Whoever reads an answer to its end hears what the callee, and those that it called, spent."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -249,12 +228,12 @@ def test_what_a_subtree_did_not_spend_comes_back(play: Callable[..., None]) -> N
             counts = (await cluster[number].statistics())["nested"]
             assert (counts["calls"], counts["shares_lost"], counts["lent_out"]) == (5, 0, 0)
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
 @pytest.mark.parametrize("home", [1, 2])
 @pytest.mark.parametrize("guest", ["spin", "stream"])
-def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None], guest: str, home: int) -> None:
+def test_a_client_that_leaves_stops_all_stages(play: Play, guest: str, home: int) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(home, guest, cpu_ms=60_000)
         caller = await cluster.deploy_at(1, "fetch", bound(callee=callee))
@@ -278,10 +257,10 @@ def test_a_client_that_leaves_stops_all_stages(play: Callable[..., None], guest:
 
         await wait_until(told, "both handlers are in the trace")
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_a_lost_home_is_told_to_the_caller(play: Callable[..., None]) -> None:
+def test_a_lost_home_is_told_to_the_caller(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         callee = await cluster.deploy_at(2, "hello")
         caller = await cluster.deploy_at(1, "fetch", bound(api=callee))
@@ -294,4 +273,4 @@ def test_a_lost_home_is_told_to_the_caller(play: Callable[..., None]) -> None:
         assert got.served is not None
         assert (got.served.status, got.ended.outcome) == (502, Outcome.OK)
 
-    play(scenario)
+    play(scenario, servers=3)

@@ -1,12 +1,9 @@
 """The platform of workers/platform, as its components are checked in: who answers what, and what the audit writes."""
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
-from complete_servers import PLATFORM, Compiled, CompleteServers, Got, component, request, upload, wait_until
+from complete_servers import PLATFORM, CompleteServers, Got, Play, Scenario, component, request, upload, wait_until
 
 from actors.exchange import RequestHead
 from actors.view import decode_plain, encode_plain
@@ -15,26 +12,23 @@ from everwarm.build.manifest import read_manifest
 from tracing.trace import Attr
 from tracing.wire import decode_spans
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
-
 
 @pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[[Scenario], None]:
+def play_platform(play: Play) -> Play:
     """Play a scenario on two servers that have the platform."""
 
     def run(scenario: Scenario) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(60), CompleteServers(tmp_path, 2, zig.directory) as cluster:
-                for folder in PLATFORM:
-                    said = read_manifest(folder)
-                    job = await cluster.deploy(
-                        user_worker(said.namespace, said.name), (folder / "worker.wasm").read_bytes(),
-                        said.bindings, **said.limits.of_version(),
-                    )  # fmt: skip
-                    assert job["error"] is None, job
-                await scenario(cluster)
+        async def with_platform(cluster: CompleteServers) -> None:
+            for folder in PLATFORM:
+                said = read_manifest(folder)
+                job = await cluster.deploy(
+                    user_worker(said.namespace, said.name), (folder / "worker.wasm").read_bytes(),
+                    said.bindings, **said.limits.of_version(),
+                )  # fmt: skip
+                assert job["error"] is None, job
+            await scenario(cluster)
 
-        asyncio.run(whole())
+        play(with_platform)
 
     return run
 
@@ -73,7 +67,7 @@ def cost(line: str) -> tuple[str, float]:
     return found[1] + found[3], float(found[2])
 
 
-def test_what_each_request_becomes_and_what_the_audit_writes(play: Callable[[Scenario], None]) -> None:
+def test_what_each_request_becomes_and_what_the_audit_writes(play_platform: Play) -> None:
     front = "https://dispatcher.localhost"
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -128,10 +122,10 @@ def test_what_each_request_becomes_and_what_the_audit_writes(play: Callable[[Sce
             ],
         )
 
-    play(scenario)
+    play_platform(scenario)
 
 
-def test_only_a_customers_name_is_one(play: Callable[[Scenario], None]) -> None:
+def test_only_a_customers_name_is_one(play_platform: Play) -> None:
     paths = {
         200: ["/", "//alice/", "/?alice"],
         404: ["/Alice/", "/bob.alice/", "/-/", f"/{'a' * 64}/", "/1/", "/%61lice/", "/alice@bob/"],
@@ -144,10 +138,10 @@ def test_only_a_customers_name_is_one(play: Callable[[Scenario], None]) -> None:
                 assert got.served is not None
                 assert (got.served.status, b"hello" in got.body) == (status, False), path
 
-    play(scenario)
+    play_platform(scenario)
 
 
-def test_bodies_pass_both_ways_at_once(play: Callable[[Scenario], None]) -> None:
+def test_bodies_pass_both_ways_at_once(play_platform: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await cluster.deploy("customers/echo", component("echo"), cpu_ms=10_000)
         # More than the windows on its way hold.
@@ -157,10 +151,10 @@ def test_bodies_pass_both_ways_at_once(play: Callable[[Scenario], None]) -> None
         assert (got.served.status, got.body == data, got.whole) == (200, True, True), got.ended
         assert dict(got.served.headers)["content-type"] == b"x/y"
 
-    play(scenario)
+    play_platform(scenario)
 
 
-def test_the_guard_is_told_by_the_dispatcher_alone_and_lets_nobody_write(play: Callable[[Scenario], None]) -> None:
+def test_the_guard_is_told_by_the_dispatcher_alone_and_lets_nobody_write(play_platform: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await cluster.deploy("customers/mallory", component("fetch"), cpu_ms=10_000)
         forged = {"everwarm_parameter_customer": "bob", "everwarm_limits": "cpu_ms=10000"}
@@ -174,4 +168,4 @@ def test_the_guard_is_told_by_the_dispatcher_alone_and_lets_nobody_write(play: C
         got = await ask(cluster, "/mallory/?times=10&url=http://time.example.com/")
         assert got.body == b"5 HTTP-request-denied\n"
 
-    play(scenario)
+    play_platform(scenario)

@@ -1,51 +1,24 @@
 """Key-value stores on complete servers: one store for all machines, and nobody in another's."""
 
 import asyncio
-import os
-import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from complete_servers import Compiled, CompleteServers, request, wait_until
+from complete_servers import Compiled, CompleteServers, Play, request, seed_with, wait_until
 
 from actors.bindings import Bindings, KvBinding
-from actors.deployer import Deployer
 from actors.stores import ORDER, TOLD, StoreOrder, store_id
-from isolates.artifact import Compiled as Artifact
-from isolates.compiler import compile_and_start
-from isolates.limits import IsolateLimits
 from isolates.outcome import Outcome
 from isolates.stores import StoreAsked, StoreTold
 from tests.isolates.store_guest import store_guest
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
 BOUND = Bindings(kv=(KvBinding("sessions", "shop-sessions"),))
 
 
 @pytest.fixture(scope="module")
 def seed(zig: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlPlane's directory with the guest compiled."""
-    directory = tmp_path_factory.mktemp("seed") / "control"
-    shutil.copytree(zig.directory, directory, copy_function=os.link)
-    compiled = compile_and_start(store_guest(), Deployer(directory).store_of_artifacts, IsolateLimits())
-    assert isinstance(compiled, Artifact), compiled
-    (directory / "components" / f"{compiled.component_digest}.wasm").write_bytes(store_guest())
-    return directory
-
-
-@pytest.fixture
-def play(seed: Path, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of two servers."""
-
-    def run(scenario: Scenario, servers: int = 2) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, seed, sharding=False) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
+    return seed_with(zig, tmp_path_factory.mktemp("seed") / "control", store_guest())
 
 
 async def deploy(cluster: CompleteServers, worker: str, bindings: Bindings = BOUND) -> None:
@@ -64,16 +37,16 @@ def order(cluster: CompleteServers, worker: str, asked: StoreAsked, store: str =
     return ORDER.encode(StoreOrder(store, asked, worker, cluster.version_of(worker)))
 
 
-def test_all_machines_have_the_same_store(play: Callable[..., None]) -> None:
+def test_all_machines_have_the_same_store(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster, "shop")
         said = [await asked(cluster, server, "shop", f"/{server}") for server in (1, 2, 1, 2)]
         assert said == ["1 /1", "2 /2", "3 /1", "4 /2"]
 
-    play(scenario)
+    play(scenario, sharding=False)
 
 
-def test_workers_without_a_namespace_share_by_name_and_users_do_not(play: Callable[..., None]) -> None:
+def test_workers_without_a_namespace_share_by_name_and_users_do_not(play: Play) -> None:
     assert store_id("shop", "sessions") == "sessions"
     assert store_id("customers/shop", "sessions") == "customers/shop:sessions"
 
@@ -85,10 +58,10 @@ def test_workers_without_a_namespace_share_by_name_and_users_do_not(play: Callab
         ]
         assert said == ["1 /", "2 /", "1 /", "1 /"]
 
-    play(scenario, servers=1)
+    play(scenario, servers=1, sharding=False)
 
 
-def test_what_the_manifest_does_not_bind_is_not_there(play: Callable[..., None]) -> None:
+def test_what_the_manifest_does_not_bind_is_not_there(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster, "shop")
         await deploy(cluster, "thief", Bindings(kv=(KvBinding("other", "thiefs"),)))
@@ -100,10 +73,10 @@ def test_what_the_manifest_does_not_bind_is_not_there(play: Callable[..., None])
         unknown = ORDER.encode(StoreOrder("sessions", StoreAsked("open"), "shop", "0" * 16))
         assert TOLD.decode(await desk.answer(unknown)).error == ("no-such-store", None)
 
-    play(scenario, servers=1)
+    play(scenario, servers=1, sharding=False)
 
 
-def test_without_the_control_plane_a_guest_is_told_so(play: Callable[..., None]) -> None:
+def test_without_the_control_plane_a_guest_is_told_so(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster, "shop")
         lost = cluster.lose("control", "store", delivered=None)
@@ -113,10 +86,10 @@ def test_without_the_control_plane_a_guest_is_told_so(play: Callable[..., None])
         assert got.ended.outcome is Outcome.EXCEPTION, "it does not expect that"
         assert lost.lost == 2
 
-    play(scenario, servers=1)
+    play(scenario, servers=1, sharding=False)
 
 
-def test_operations_under_way_are_bounded_and_given_back(play: Callable[..., None]) -> None:
+def test_operations_under_way_are_bounded_and_given_back(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster, "shop")
         await deploy(cluster, "other")
@@ -140,10 +113,10 @@ def test_operations_under_way_are_bounded_and_given_back(play: Callable[..., Non
         assert {TOLD.decode(answer) for answer in answers} == {StoreTold(values=(None,))}
         assert desk._under_way == {}
 
-    play(scenario, servers=1)
+    play(scenario, servers=1, sharding=False)
 
 
-def test_who_waits_for_a_store_leaves_with_its_client(play: Callable[..., None]) -> None:
+def test_who_waits_for_a_store_leaves_with_its_client(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster, "shop")
         held = cluster.delay("control", "store")
@@ -157,4 +130,4 @@ def test_who_waits_for_a_store_leaves_with_its_client(play: Callable[..., None])
         await wait_until(over, "the guest has left")
         held.go.set()
 
-    play(scenario, servers=1)
+    play(scenario, servers=1, sharding=False)

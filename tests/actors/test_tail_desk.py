@@ -1,34 +1,16 @@
 """Tail workers hear of each request tree once, whatever becomes of its stages. Real guests, on complete servers."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, Pieces, component, request
+from complete_servers import CompleteServers, Pieces, Play, component, request
 from request_trees import bound, drive, heard
 
 from actors.bindings import Bindings, DispatchBinding, Outbound, Tail
 from actors.exchange import Outcome
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
 Event = dict[str, Any]
-
-
-@pytest.fixture
-def play(zig: Compiled, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of three servers."""
-
-    def run(scenario: Scenario, servers: int = 3, **made_with: Any) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, zig.directory, **made_with) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
 
 
 class Platform:
@@ -59,9 +41,7 @@ def stages(events: list[Event]) -> list[tuple[str | None, str]]:
 
 
 @pytest.mark.parametrize("refusing", [(), (1,), (2,), (3,), (1, 2, 3)])
-def test_a_tree_over_three_servers_is_heard_once_whoever_refuses(
-    play: Callable[..., None], refusing: tuple[int, ...]
-) -> None:
+def test_a_tree_over_three_servers_is_heard_once_whoever_refuses(play: Play, refusing: tuple[int, ...]) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         platform = await Platform.deployed(cluster)
         for number in refusing:
@@ -85,10 +65,10 @@ def test_a_tree_over_three_servers_is_heard_once_whoever_refuses(
             tails = (await cluster[edge].statistics())["tails"]
             assert (tails["trees"], tails["told"], tails["flows"]) == (1, 1, 0)
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_a_users_worker_over_its_limit_is_heard_whatever_is_answered(play: Callable[..., None]) -> None:
+def test_a_users_worker_over_its_limit_is_heard_whatever_is_answered(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         platform = await Platform.deployed(cluster, user="spin", cpu_ms=5)
         status, _ = await drive(cluster, 1, platform.dispatcher, platform.path)
@@ -99,16 +79,14 @@ def test_a_users_worker_over_its_limit_is_heard_whatever_is_answered(play: Calla
         assert events[1]["event"]["response"] is None
         assert events[0]["event"]["response"] == {"status": 429}
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
 @pytest.mark.parametrize(
     ("method", "delivered", "status", "outcome"),
     [("POST", True, 502, "homeLost"), ("POST", False, 200, "ok"), ("GET", True, 200, "ok"), ("GET", False, 200, "ok")],
 )
-def test_a_stage_whose_machine_is_lost(
-    play: Callable[..., None], method: str, delivered: bool, status: int, outcome: str
-) -> None:
+def test_a_stage_whose_machine_is_lost(play: Play, method: str, delivered: bool, status: int, outcome: str) -> None:
     """What may have run is not run again, and is told as lost; a GET is, and is one stage all the same."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -120,10 +98,10 @@ def test_a_stage_whose_machine_is_lost(
         (events,) = await heard(cluster, 1, platform.tail)
         assert stages(events) == [(platform.dispatcher, "ok"), (platform.user.partition("/")[2], outcome)]
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_a_client_that_leaves_is_heard_of_once(play: Callable[..., None]) -> None:
+def test_a_client_that_leaves_is_heard_of_once(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         platform = await Platform.deployed(cluster, guard="spin")
         answer = await cluster[1].begin(request(platform.dispatcher, platform.path), Pieces())
@@ -134,10 +112,10 @@ def test_a_client_that_leaves_is_heard_of_once(play: Callable[..., None]) -> Non
         assert [event["outcome"] for event in events] == ["canceled"] * 3
         assert all(event["everwarm"]["reported"] for event in events)
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_nobody_by_that_name_is_a_stage_too(play: Callable[..., None]) -> None:
+def test_nobody_by_that_name_is_a_stage_too(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         platform = await Platform.deployed(cluster)
         platform.user = "customers/nobody"
@@ -145,10 +123,10 @@ def test_nobody_by_that_name_is_a_stage_too(play: Callable[..., None]) -> None:
         (events,) = await heard(cluster, 1, platform.tail)
         assert stages(events) == [(platform.dispatcher, "ok"), ("nobody", "scriptNotFound")]
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_workers_that_are_each_others_tails_are_not_asked_for_ever(play: Callable[..., None]) -> None:
+def test_workers_that_are_each_others_tails_are_not_asked_for_ever(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         first, second = "first", "second"
         for name, other in ((first, second), (second, first)):
@@ -163,7 +141,7 @@ def test_workers_that_are_each_others_tails_are_not_asked_for_ever(play: Callabl
     play(scenario, servers=1)
 
 
-def test_a_tree_begins_for_a_tail_where_its_first_worker_with_one_is_called(play: Callable[..., None]) -> None:
+def test_a_tree_begins_for_a_tail_where_its_first_worker_with_one_is_called(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         tail = await cluster.deploy_at(1, "tail")
         leaf = await cluster.deploy_at(3, "hello")
@@ -175,10 +153,10 @@ def test_a_tree_begins_for_a_tail_where_its_first_worker_with_one_is_called(play
         for events in await heard(cluster, 1, tail, times=2):
             assert stages(events) == [(middle, "ok"), (leaf, "ok")]
 
-    play(scenario)
+    play(scenario, servers=3)
 
 
-def test_what_a_worker_writes_is_heard(play: Callable[..., None]) -> None:
+def test_what_a_worker_writes_is_heard(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         tail = await cluster.deploy_at(1, "tail")
         writer = await cluster.deploy_at(2, "tail", Bindings(tail=Tail((tail,))))
@@ -189,4 +167,4 @@ def test_what_a_worker_writes_is_heard(play: Callable[..., None]) -> None:
         (events,) = await heard(cluster, 1, tail)
         assert [(line["level"], line["message"]) for line in events[0]["logs"]] == [("stdout", [said.decode()])]
 
-    play(scenario)
+    play(scenario, servers=3)

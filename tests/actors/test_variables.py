@@ -1,54 +1,27 @@
 """Variables and secrets on complete servers: what guests find in their environment, and who else sees of it."""
 
 import asyncio
-import os
-import shutil
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from complete_servers import Compiled, CompleteServers, component, request, wait_until
+from complete_servers import Compiled, CompleteServers, Play, component, request, seed_with, wait_until
 
 from actors.bindings import Bindings
 from actors.connection import Frame, frame
-from actors.deployer import Deployer
 from actors.host_conversation import LinkSocket
 from actors.variables import ASKED, TOLD, VariablesAsked, VariablesAway, ask_variables, variables_of
 from actors.view import decode_plain, encode_plain
-from isolates.artifact import Compiled as Artifact
-from isolates.compiler import compile_and_start
-from isolates.limits import IsolateLimits
 from tests.isolates.environment_guest import environment_guest
 
-Scenario = Callable[[CompleteServers], Awaitable[None]]
 SHOP = Bindings(vars=(("CURRENCY", "EUR"),), secrets=("STRIPE_KEY",))
 
 
 @pytest.fixture(scope="module")
 def seed(zig: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ControlPlane's directory with the guest compiled: a compile process for each deploy takes a second."""
-    directory = tmp_path_factory.mktemp("seed") / "control"
-    shutil.copytree(zig.directory, directory, copy_function=os.link)
-    compiled = compile_and_start(environment_guest(), Deployer(directory).store_of_artifacts, IsolateLimits())
-    assert isinstance(compiled, Artifact), compiled
-    (directory / "components" / f"{compiled.component_digest}.wasm").write_bytes(environment_guest())
-    return directory
-
-
-@pytest.fixture
-def play(seed: Path, tmp_path: Path) -> Callable[..., None]:
-    """Play a scenario on a fresh cluster of two servers."""
-
-    def run(scenario: Scenario, servers: int = 2, **made_with: Any) -> None:
-        async def whole() -> None:
-            async with asyncio.timeout(30), CompleteServers(tmp_path, servers, seed, **made_with) as cluster:
-                await scenario(cluster)
-
-        asyncio.run(whole())
-
-    return run
+    """A ControlPlane's directory with the guest compiled."""
+    return seed_with(zig, tmp_path_factory.mktemp("seed") / "control", environment_guest())
 
 
 async def control(cluster: CompleteServers, call: str, **order: object) -> Any:
@@ -89,7 +62,7 @@ def test_a_guest_finds_its_variables_and_the_secrets_that_it_names() -> None:
 
 
 @pytest.mark.parametrize("preload", [False, True])
-def test_a_secret_is_there_before_its_worker(play: Callable[..., None], preload: bool) -> None:
+def test_a_secret_is_there_before_its_worker(play: Play, preload: bool) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         assert await put(cluster, "shop", "s3cret") == []
         assert (await deploy(cluster))["unset_secrets"] == []
@@ -99,7 +72,7 @@ def test_a_secret_is_there_before_its_worker(play: Callable[..., None], preload:
 
 
 @pytest.mark.parametrize("preload", [False, True])
-def test_a_change_is_a_new_version_whose_isolates_have_it(play: Callable[..., None], preload: bool) -> None:
+def test_a_change_is_a_new_version_whose_isolates_have_it(play: Play, preload: bool) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         result = await deploy(cluster)
         assert result["unset_secrets"] == ["STRIPE_KEY"]
@@ -124,7 +97,7 @@ def test_a_change_is_a_new_version_whose_isolates_have_it(play: Callable[..., No
     play(scenario, preload=preload)
 
 
-def test_one_that_no_version_names_changes_nothing(play: Callable[..., None]) -> None:
+def test_one_that_no_version_names_changes_nothing(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         version = (await deploy(cluster))["version"]
         assert await put(cluster, "shop", "x", name="OTHER") == []
@@ -136,7 +109,7 @@ def test_one_that_no_version_names_changes_nothing(play: Callable[..., None]) ->
     play(scenario)
 
 
-def test_it_is_nobody_elses(play: Callable[..., None]) -> None:
+def test_it_is_nobody_elses(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await put(cluster, "shop", "the shop's")
         await put(cluster, "production/shop", "the user's")
@@ -148,7 +121,7 @@ def test_it_is_nobody_elses(play: Callable[..., None]) -> None:
     play(scenario)
 
 
-def test_no_value_is_in_what_is_public(play: Callable[..., None], tmp_path: Path) -> None:
+def test_no_value_is_in_what_is_public(play: Play, tmp_path: Path) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await put(cluster, "shop", "s3cret-value")
         await deploy(cluster)
@@ -171,7 +144,7 @@ def test_no_value_is_in_what_is_public(play: Callable[..., None], tmp_path: Path
     play(scenario)
 
 
-def test_what_is_wrong_is_said(play: Callable[..., None]) -> None:
+def test_what_is_wrong_is_said(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         order = {"worker": "shop", "name": "KEY", "value": "x" * 6_000, "author": "ada"}
         assert (await control(cluster, "put_secret", **order))["error"] == "KEY: 6000 bytes are more than 5120"
@@ -181,7 +154,7 @@ def test_what_is_wrong_is_said(play: Callable[..., None]) -> None:
     play(scenario, servers=1)
 
 
-def test_a_server_that_missed_the_deploy_asks_for_everything(play: Callable[..., None]) -> None:
+def test_a_server_that_missed_the_deploy_asks_for_everything(play: Play) -> None:
     """Its own view does not have the version; the request of another server has."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -198,7 +171,7 @@ def test_a_server_that_missed_the_deploy_asks_for_everything(play: Callable[...,
     play(scenario)
 
 
-def test_a_server_that_joins_has_them(play: Callable[..., None]) -> None:
+def test_a_server_that_joins_has_them(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await put(cluster, "shop", "s3cret")
         await deploy(cluster)
@@ -208,7 +181,7 @@ def test_a_server_that_joins_has_them(play: Callable[..., None]) -> None:
     play(scenario, servers=1)
 
 
-def test_who_has_none_is_not_asked_for(play: Callable[..., None]) -> None:
+def test_who_has_none_is_not_asked_for(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         job = await cluster.deploy("plain", component("hello"), cpu_ms=10_000)
         assert job["error"] is None
@@ -225,7 +198,7 @@ def test_who_has_none_is_not_asked_for(play: Callable[..., None]) -> None:
     play(scenario, servers=1)
 
 
-def test_a_version_that_nobody_knows_is_not_started_without_its_variables(play: Callable[..., None]) -> None:
+def test_a_version_that_nobody_knows_is_not_started_without_its_variables(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         with pytest.raises(VariablesAway, match="not known here"):
             await asyncio.to_thread(ask_variables, cluster[1].server_socket, "shop", "0" * 16)
@@ -235,7 +208,7 @@ def test_a_version_that_nobody_knows_is_not_started_without_its_variables(play: 
     play(scenario, servers=1)
 
 
-def test_an_answer_is_a_frame_of_its_own_kind(play: Callable[..., None]) -> None:
+def test_an_answer_is_a_frame_of_its_own_kind(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         version = (await deploy(cluster))["version"]
 
@@ -258,7 +231,7 @@ def test_an_answer_is_a_frame_of_its_own_kind(play: Callable[..., None]) -> None
     play(scenario, servers=1)
 
 
-def test_one_that_is_set_while_its_worker_is_deployed_is_not_missed(play: Callable[..., None]) -> None:
+def test_one_that_is_set_while_its_worker_is_deployed_is_not_missed(play: Play) -> None:
     """The first isolate has started without it: its version never answers anybody."""
 
     async def scenario(cluster: CompleteServers) -> None:
@@ -274,7 +247,7 @@ def test_one_that_is_set_while_its_worker_is_deployed_is_not_missed(play: Callab
     play(scenario, preload=True)
 
 
-def test_a_deploy_and_a_change_at_once_end_with_both(play: Callable[..., None]) -> None:
+def test_a_deploy_and_a_change_at_once_end_with_both(play: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await deploy(cluster)
         home = cluster[1].server._view.home_of("shop")

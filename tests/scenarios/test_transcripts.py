@@ -299,7 +299,7 @@ def test_transcript(name: str, zig: Compiled, tmp_path: Path, request: pytest.Fi
             told = Transcript(cluster)
             await played(cluster, told)
             text = told.text(_title(played))
-            jump(cluster, 60)  # a home that lives, and whose answer was lost, ends it when nobody reads
+            cluster.jump(60)  # a home that lives, and whose answer was lost, ends it when nobody reads
         return text
 
     text = asyncio.run(play())
@@ -308,15 +308,6 @@ def test_transcript(name: str, zig: Compiled, tmp_path: Path, request: pytest.Fi
         file.write_text(text, encoding="utf-8")
         pytest.skip("written, and not compared: read it before it is kept")
     assert text == file.read_text(encoding="utf-8")
-
-
-def jump(cluster: CompleteServers, seconds: float) -> None:
-    """Let the event loop's clock, which the roles look at, be ``seconds`` later."""
-    loop = asyncio.get_running_loop()
-    before, until = loop.time, cluster.limit.when()
-    loop.time = lambda: before() + seconds  # type: ignore[method-assign]
-    assert until is not None
-    cluster.limit.reschedule(until + seconds)
 
 
 def test_every_transcript_is_played() -> None:
