@@ -41,7 +41,7 @@ async def ask(port: int, tls: ssl.SSLContext, worker: str, path: str, body: byte
             head += f"content-length: {len(body)}\r\n"
         writer.write(head.encode() + b"\r\n" + (body or b""))
         if leaves_after_s:
-            await asyncio.sleep(leaves_after_s)
+            await asyncio.sleep(leaves_after_s)  # a client leaves by the clock, wherever its request is by then
             writer.transport.abort()
             return "left"
         data = await asyncio.wait_for(reader.read(), 30)

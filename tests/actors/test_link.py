@@ -178,7 +178,7 @@ def test_a_slow_reader_holds_the_sender_back() -> None:
                 return connection._paused
 
             await wait_until(held_back, "the reader is full")
-            for _ in range(200):
+            for _ in range(200):  # turns in which a sender that nothing holds back would go on
                 await asyncio.sleep(0)
             # What was received, the two buffers of the kernel, and the sender's own.
             assert sent < RECEIVED_BYTES_MAX + (1 << 20)
@@ -332,7 +332,7 @@ def test_a_request_that_ends_beside_its_upload_ends_the_upload_too() -> None:
     async def early(asked: Request, body: PulledBody, reply: Reply) -> None:
         if not asked.body_complete:
             relays.append(asyncio.create_task(body.read(100)))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it begins to read
         await hello(asked, body, reply)
 
     async def play() -> None:

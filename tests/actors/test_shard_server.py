@@ -17,6 +17,8 @@ from actors.wire import CAPABILITY, REQUEST, decode_verdict
 
 DIGEST = "a" * 64
 LENT = Capability("server-1/server", 7)
+#: Turns of the loop in which a timer that is due fires, its task looks, and what that began is done.
+TURNS = 5
 OFFER = Request(
     "id", "w", RequestHead("GET", "https", "w.localhost", "/"), "", version="v", component_digest=DIGEST, fallback=LENT
 )
@@ -194,11 +196,11 @@ def test_an_answer_that_took_long_to_begin_is_not_unread(tmp_path: Path) -> None
         assert shard._sweeping is not None
         await asyncio.sleep(0)  # the sweep begins
         loop.ahead_s += 8.0  # and looks for the first time
-        for _ in range(5):
+        for _ in range(TURNS):
             await asyncio.sleep(0)
         assert not answer.cancelled
         loop.ahead_s += 40.0  # nobody reads it
-        for _ in range(5):
+        for _ in range(TURNS):
             await asyncio.sleep(0)
         assert answer.cancelled
         assert decode_plain(await shard.statistics())["in_flight"] == 0

@@ -26,7 +26,7 @@ class ScriptedCluster:
         assert self.at_once == 0, "two orders at a time"
         self.at_once += 1
         progress("starting server-4")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # whoever asks as well has a turn
         self.at_once -= 1
         self.servers.append("server-4")
         return "server-4"

@@ -157,7 +157,7 @@ def test_the_hello_of_a_route_warms_its_worker(tmp_path: Path) -> None:
         edge.ingress._prewarm = prewarm  # type: ignore[method-assign]
         for name in ("shop.example.com", "api.example.com", "nobody.example.com"):
             edge.ingress._on_server_name(name)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the prewarms that this began have their turn
 
     asyncio.run(hellos())
     assert warmed == ["shop"], "whose path it will be, nobody knows yet"
@@ -178,7 +178,7 @@ def test_a_request_that_no_host_told_of_is_told_by_the_edge_if_somebody_watches(
         edge.ingress.ended(shop, lost, 7_000_000)
         edge.ingress.ended(shop, Ended(Outcome.OK, server="server-1"), 7_000_000)  # its host has told
         edge.ingress.ended(Request("r2", "blog", head, ""), lost, 7_000_000)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what is told has its turn
 
     asyncio.run(scenario())
     ((path, kind, payload),) = told.sent

@@ -230,7 +230,7 @@ class SlowReader(threading.Thread):
     def _pause(self) -> None:
         sent, looks = -1, 0
         while looks < self._STANDING_STILL:
-            threading.Event().wait(self._LOOK_S)
+            threading.Event().wait(self._LOOK_S)  # that somebody has stopped, only time tells
             looks = looks + 1 if sent == self.conversation.body_sent_bytes else 0
             sent = self.conversation.body_sent_bytes
         self.held_bytes_most = max(self.held_bytes_most, sent - self.received_bytes)
