@@ -1,10 +1,21 @@
 """A real cluster under test: Ray, three servers, TLS, the example workers, and a real OTLP receiver."""
 
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tracing_receiver import OtlpReceiver
 
 from benchmarks.local_cluster import LocalCluster
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -22,3 +33,73 @@ class Site:
     def away_from(self, home: str) -> str:
         """A server that is not ``home``."""
         return next(server for server in sorted(self.cluster.ports) if server != home)
+
+    def hosts(self, server: str) -> dict[str, dict[str, Any]]:
+        """The counters of a server's hosts that can be reached, by address."""
+        counters = self.cluster.client.statistics()
+        return {a: c for a, c in counters.items() if a.startswith(f"{server}/host") and "error" not in c}
+
+    def in_hosts(self, server: str, counter: str) -> int:
+        """What its hosts have of it, in all."""
+        return sum(counted[counter] for counted in self.hosts(server).values())
+
+
+class Shell:
+    """A user with a state directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {**os.environ, "EVERWARM_HOME": str(home)}
+
+    def run(self, *arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "everwarm.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=ROOT,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "everwarm.cli", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints with ``--json``."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def until(what: str, true: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Wait for what happens in other processes, which tell nobody: so this looks every 20 ms. AssertionError."""
+    until_s = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < until_s, what
+        threading.Event().wait(0.02)
+
+
+def processes_of(home: Path) -> list[str]:
+    """Processes that mention this state directory in their environment: every one of its cluster does."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                environment = (entry / "environ").read_bytes()
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+            except OSError:
+                continue
+            if line and str(home).encode() in environment and b"EVERWARM_HOME" in environment:
+                found.append(line)
+    return found
+
+
+def until_gone(home: Path) -> None:
+    """Wait until no process of a cluster is left."""
+    until(f"processes of {home} are gone", lambda: not processes_of(home), within_s=20.0)

@@ -1,6 +1,6 @@
 """Request trees on real Ray: a dispatcher, a user's worker and a guard, each at home on another server.
 
-The last test kills a server.
+The last test kills a server: ``test_host_loss``, which comes next, does with the others.
 """
 
 import itertools
@@ -10,12 +10,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_site import Site, until
 from https_client import Answer, fetch
 
 import everwarm
@@ -23,7 +23,7 @@ from actors.bindings import Bindings, DispatchBinding, Outbound, Tail
 from actors.catalog import Catalog
 from actors.cordons import cordon_of
 from actors.ring import Ring, worker_key
-from benchmarks.local_cluster import LocalCluster, local_cluster
+from benchmarks.local_cluster import LocalCluster
 from tracing.trace import Attr, Span, SpanName
 
 WORKERS = Path(everwarm.__file__).parent.parent / "workers" / "zig"
@@ -115,24 +115,15 @@ class Tree:
         return sum(c["running"] for address, c in counters.items() if "/host" in address and "running" in c)
 
 
-def until(what: str, true: Callable[[], bool], within_s: float = 10.0) -> None:
-    """Wait for it, looking every 20 ms."""
-    until_s = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < until_s, what
-        threading.Event().wait(0.02)
-
-
 def outcomes(events: list[Event]) -> list[tuple[str, str]]:
     return [(event["scriptName"], event["outcome"]) for event in events]
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with local_cluster("--servers", "3", "--memory-mib", "512", "--no-restarts") as cluster:
-        with Catalog.open(cluster.home.control / "catalog.sqlite") as catalog:
-            secret = catalog.cluster_secret()
-        yield Platform(cluster, Ring(0, dict.fromkeys(SERVERS, 1), secret))
+def platform(site: Site) -> Platform:
+    with Catalog.open(site.cluster.home.control / "catalog.sqlite") as catalog:
+        secret = catalog.cluster_secret()
+    return Platform(site.cluster, Ring(0, dict.fromkeys(SERVERS, 1), secret))
 
 
 @pytest.mark.parametrize("refusing", [(), (0,), (1,), (2,)])

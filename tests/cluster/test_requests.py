@@ -8,14 +8,13 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import prometheus_text
 import pytest
-from cluster_site import Site
+from cluster_site import Site, until
 from crowd import CLIENTS, MIX, REQUESTS_EACH, crowd
 from https_client import Connection, fetch
 from tracing_receiver import OtlpReceiver
@@ -26,6 +25,7 @@ ROOT = Path(everwarm.__file__).parent.parent
 WORKERS = ROOT / "workers" / "zig"
 WINDOW_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 8 * 1024
+HOSTS = ("host", "host-2")
 
 
 def spans_of(site: Site, request_id: str):
@@ -138,13 +138,11 @@ def test_a_cold_worker_over_a_new_tls_connection_is_prewarmed(site: Site, server
     worker = f"fresh-{server}"
     deploy_cold(site, worker, "slow_start")
     home = site.homes[worker]
-    before = _host(site, home)["isolates"]
+    before = site.in_hosts(home, "isolates")
     # The client hello names the worker, and that alone starts it where its request will run.
     connection = Connection(site.cluster.tls(), site.cluster.ports[server], f"{worker}.localhost")
-    until = time.monotonic() + 10
-    while _host(site, home)["isolates"] == before and time.monotonic() < until:
-        threading.Event().wait(0.01)
-    assert _host(site, home)["isolates"] == before + 1
+    until("it is started", lambda: site.in_hosts(home, "isolates") != before)
+    assert site.in_hosts(home, "isolates") == before + 1
     answer = connection.fetch(f"{worker}.localhost")
     connection.close()
     assert (answer.status, answer.timing["start"], answer.timing["server"]) == (200, "prewarm", home)
@@ -206,19 +204,12 @@ def test_a_client_that_leaves_stops_its_guest(site: Site) -> None:
         connection = Connection(site.cluster.tls(), site.cluster.ports[server], "stream.localhost")
         connection._inner.request("GET", "/?chunks=1000&interval_ms=1000", headers={"host": "stream.localhost"})
         connection._inner.getresponse().readline()
-        assert _host(site, home)["running"] == 1
+        assert site.in_hosts(home, "running") == 1
         connection.close()
-        until = time.monotonic() + 5
-        while _host(site, home)["running"] and time.monotonic() < until:
-            threading.Event().wait(0.02)
-        assert _host(site, home)["running"] == 0
+        until("the guest has stopped", lambda: site.in_hosts(home, "running") == 0, within_s=5.0)
         counters = site.cluster.client.statistics()
         assert counters[f"{server}/server"]["lent_out"] == 0
         assert counters[f"{home}/shard"]["in_flight"] == 0
-
-
-def _host(site: Site, server: str) -> dict:
-    return site.cluster.client.statistics()[f"{server}/host"]
 
 
 def test_keep_alive_serves_many_requests_on_one_connection(site: Site) -> None:
@@ -315,10 +306,7 @@ def test_a_crowd_of_good_and_bad_leaves_nothing_behind(site: Site) -> None:
             if counted.get(name)
         }
 
-    until = time.monotonic() + 10
-    while left() and time.monotonic() < until:
-        threading.Event().wait(0.05)
-    assert left() == {}
+    until("nothing is left", lambda: not left())
 
 
 def test_a_worker_is_watched_live_from_a_command_line(site: Site) -> None:
@@ -358,8 +346,9 @@ def test_each_server_tells_its_metrics(site: Site) -> None:
             families = prometheus_text.read(answer.read().decode())
         assert families["everwarm_server_info"].value(server=server) == 1
         up = families["everwarm_role_up"]
-        assert [up.value(role=role) for role in ("server", "host", "shard", "ingress")] == [1, 1, 1, 1]
+        assert [up.value(role=role) for role in ("server", *HOSTS, "shard", "ingress")] == [1] * 5
         assert families["everwarm_requests_total"].value(outcome="ok") >= 1
-        assert families["everwarm_process_memory_bytes"].value(role="host") > 1 << 20
-        ended += families["everwarm_invocations_total"].value(host="host", outcome="ok")
+        for host in HOSTS:
+            assert families["everwarm_process_memory_bytes"].value(role=host) > 1 << 20
+            ended += families["everwarm_invocations_total"].value(host=host, outcome="ok")
     assert ended >= 3

@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import ray
+from cluster_site import until
 from https_client import fetch
 
 from actors.supervision import SupervisionLimits
@@ -51,14 +51,6 @@ def cluster(origin: CountingOrigin) -> Iterator[LocalCluster]:
         yield cluster
 
 
-def wait_for(what: str, within_s: float, condition: Callable[[], bool]) -> None:
-    """Until a condition holds."""
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s, what
-        threading.Event().wait(0.02)
-
-
 def well(cluster: LocalCluster) -> bool:
     """Whether every role runs and somebody is ready to take over."""
     return all(role["state"] in ("running", "ready") for role in ask_roles(cluster.home).values())
@@ -76,7 +68,7 @@ def test_each_role_is_killed_under_load(
 ) -> None:
     addresses = victims(sorted(cluster.ports))[:5]
     assert {address.rpartition("/")[2] for address in addresses} == {"host", "ingress", "shard", "server", "control"}
-    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    until("everybody runs", lambda: well(cluster), within_s=60.0)
     chaos = loop.run_until_complete(
         storm(
             cluster, origin, workers=WORKERS_OF_A_KIND, rps=50.0, every_s=5.0, addresses=addresses, seed=1, patient=True
@@ -90,11 +82,11 @@ def test_each_role_is_killed_under_load(
     # At 50 a second, and some tens of milliseconds each, two are under way; at the edge those of its clients are.
     assert len(in_flight) <= 2 * len(addresses), in_flight
     assert {killed.address: killed.back_s for killed in chaos.killed if killed.back_s > BACK_S_MAX} == {}
-    wait_for("all are members again", 20.0, lambda: all_are_members(cluster))
+    until("all are members again", lambda: all_are_members(cluster), within_s=20.0)
 
 
 def test_a_probe_is_answered_beside_ten_thousand_calls(cluster: LocalCluster) -> None:
-    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    until("everybody runs", lambda: well(cluster), within_s=60.0)
     busy = ray.get_actor("server-2/host", namespace="everwarm")
     calls = [busy.call.remote("stay", b"") for _ in range(10_000)]
     # What this driver sends is sent in turn: the first probe follows ten thousand calls out of this process.
@@ -113,18 +105,18 @@ def test_a_probe_is_answered_beside_ten_thousand_calls(cluster: LocalCluster) ->
 
 
 def test_a_process_that_is_stopped_is_ended_and_replaced(cluster: LocalCluster) -> None:
-    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    until("everybody runs", lambda: well(cluster), within_s=60.0)
     pid = ask_roles(cluster.home)["server-3/shard"]["pid"]
     os.kill(pid, signal.SIGSTOP)
     within_s = LIMITS.probes_failed_max * (LIMITS.probe_every_s + LIMITS.probe_s_max) + BACK_S_MAX
-    wait_for("it is replaced", within_s, lambda: ask_roles(cluster.home)["server-3/shard"]["pid"] != pid)
-    wait_for("it runs", BACK_S_MAX, lambda: ask_roles(cluster.home)["server-3/shard"]["state"] == "running")
+    until("it is replaced", lambda: ask_roles(cluster.home)["server-3/shard"]["pid"] != pid, within_s=within_s)
+    until("it runs", lambda: ask_roles(cluster.home)["server-3/shard"]["state"] == "running", within_s=BACK_S_MAX)
     assert not os.path.exists(f"/proc/{pid}/exe")
-    wait_for("all are members again", 20.0, lambda: all_are_members(cluster))
+    until("all are members again", lambda: all_are_members(cluster), within_s=20.0)
 
 
 def test_who_crashes_its_host_again_and_again_is_kept_out_for_a_while(cluster: LocalCluster) -> None:
-    wait_for("everybody runs", 60.0, lambda: well(cluster))
+    until("everybody runs", lambda: well(cluster), within_s=60.0)
     home = cluster.client.statistics()["server-1/server"]["homes"]["spin"]
     host = f"{home}/host"
 
@@ -139,14 +131,14 @@ def test_who_crashes_its_host_again_and_again_is_kept_out_for_a_while(cluster: L
         return ask_roles(cluster.home)[host]["pid"] != pid and well(cluster)
 
     for crashes in range(1, 4):
-        wait_for("its server is home again", 60.0, lambda: well(cluster) and all_are_members(cluster))
+        until("its server is home again", lambda: well(cluster) and all_are_members(cluster), within_s=60.0)
         with ThreadPoolExecutor(1) as client:
             running = client.submit(ask, "/")  # it spins until it is stopped
-            wait_for("it runs", 20.0, lambda: cluster.client.statistics()[host].get("running") == 1)
+            until("it runs", lambda: cluster.client.statistics()[host].get("running") == 1, within_s=20.0)
             pid = ask_roles(cluster.home)[host]["pid"]
             os.kill(pid, signal.SIGSEGV)
             assert running.result() == (502, "homeLost")
-        wait_for("the host is back", 60.0, partial(another, pid))
+        until("the host is back", partial(another, pid), within_s=60.0)
         told = json.loads(
             subprocess.run(
                 [sys.executable, "-m", "everwarm.cli", "crashes", "--json"], check=True, capture_output=True
@@ -156,8 +148,8 @@ def test_who_crashes_its_host_again_and_again_is_kept_out_for_a_while(cluster: L
         assert [report["signal"] for report in mine] == ["SIGSEGV"]
         assert [one["worker"] for one in mine[0]["running"]] == ["spin"]
         assert bool(told["quarantined"]) == (crashes == 3)
-    wait_for("its server is home again", 60.0, lambda: all_are_members(cluster))
+    until("its server is home again", lambda: all_are_members(cluster), within_s=60.0)
     assert ask("/?rounds=1") == (503, "killSwitch")
     assert ask("/", "echo-0") == (200, "")
     kept_out = list(told["quarantined"])
-    wait_for("it says so", 10.0, lambda: cluster.client.statistics()[host].get("quarantined") == kept_out)
+    until("it says so", lambda: cluster.client.statistics()[host].get("quarantined") == kept_out, within_s=10.0)
