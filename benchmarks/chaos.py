@@ -120,13 +120,15 @@ class Chaos:
 class CountingOrigin:
     """Answers each POST with its body, and counts how often each path was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
+        """``port`` 0: a free one."""
         self.arrived: Counter[str] = Counter()
-        self.port = 0
+        self.port = port
+        self._address = address
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> "CountingOrigin":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self._address, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -139,7 +141,7 @@ class CountingOrigin:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.arrived[head.split(b" ", 2)[1].decode()] += 1
-                body = await _body(head, reader)
+                body = await read_body(head, reader)
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
         except (OSError, asyncio.IncompleteReadError):
             pass  # whoever asked is gone
@@ -147,7 +149,7 @@ class CountingOrigin:
             writer.close()
 
 
-async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
+async def read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
     """The body that follows a head: of its length, or in chunks."""
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
     if b"chunked" not in fields.get(b"transfer-encoding", b""):
@@ -183,7 +185,7 @@ class Clients:
                 via, reader, writer = await self._connected(edges)
                 writer.write(head.encode() + b"\r\n" + (body or b""))
                 answered = await reader.readuntil(b"\r\n\r\n")
-                status, answer = int(answered.split(b" ", 2)[1]), await _body(answered, reader)
+                status, answer = int(answered.split(b" ", 2)[1]), await read_body(answered, reader)
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as broken:
             return Seen(sent_s, time.monotonic(), method, via, 0, f"{type(broken).__name__}: {broken}")
         if b"connection: close" in answered.lower() or len(self._idle[via]) >= _IDLE_MAX:

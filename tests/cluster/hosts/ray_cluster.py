@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.cluster.hosts.machines import REPOSITORY, Machines, MachinesFailed
 
@@ -37,9 +38,20 @@ _WORKERS_END_S = 45.0
 class RayCluster:
     """A cluster on ``machines``, one of which is the desk."""
 
-    def __init__(self, machines: Machines, workers: tuple[str, ...] = WORKERS) -> None:
+    def __init__(
+        self,
+        machines: Machines,
+        workers: tuple[str, ...] = WORKERS,
+        *,
+        ray_settings: Mapping[str, str] = MappingProxyType({}),
+        up_options: str = "",
+    ) -> None:
+        """``ray_settings``: variables of Ray's that take the place of those in cluster.yaml, on each node that has
+        them. ``up_options``: of ``everwarm up``, beside those there."""
         self.machines = machines
         self.workers = workers
+        self._ray_settings = ray_settings
+        self._up_options = up_options
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -115,7 +127,11 @@ class RayCluster:
         text, users = re.subn(r"(?m)^  ssh_user: .*$", "  ssh_user: root", text)
         if (heads, lists, users) != (2, 1, 1):
             raise MachinesFailed(f"cluster.yaml is not as expected: {heads}, {lists}, {users} places")
-        return text
+        for name, value in self._ray_settings.items():
+            text, places = re.subn(rf"\b{name}=\S+", f"{name}={value}", text)
+            if not places:
+                raise MachinesFailed(f"cluster.yaml does not set {name}")
+        return text.replace("everwarm up --ray-address auto", f"everwarm up {self._up_options} --ray-address auto")
 
     def _make_environment(self, name: str, place: Path) -> None:
         """A virtual environment that sees the packages of the one that this runs in, and the two programs that the
