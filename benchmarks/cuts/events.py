@@ -98,7 +98,7 @@ def _kill(name: str, role: str) -> Callable[[Site], End]:
 
 def _crowd(name: str) -> Callable[[Site], End]:
     def begin(site: Site) -> End:
-        spinning = f"for i in $(seq {SPINNING}); do (while :; do :; done) & done; jobs -p; disown -a; exec >&- 2>&-"
+        spinning = f"for i in $(seq {SPINNING}); do (while :; do :; done) >/dev/null 2>&1 & done; jobs -p"
         pids = site.machines.run(name, "bash", "-c", spinning).stdout.split()
         return partial(site.machines.run, name, "kill", "-KILL", *pids, check=False)
 
