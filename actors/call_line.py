@@ -11,6 +11,7 @@ Frames (``connection.py``); the caller connects, and the one that is called spea
            ─► PROOF      32 random bytes of its own, and a proof over both
            ◄─ PROOF      the other proof over both                      after it, in any order and many at a time:
            ─► CALL       id, method, payload      ◄─ RETURNED id, bytes  |  RAISED id, text
+           ─► ASK        are you there?           ◄─ HERE
 
 **Who may call.** The one that is called makes a secret when it starts and tells it, with its address, over Ray alone; a
 proof is an HMAC of the challenges under it. So both ends know that the other belongs to the cluster. What follows is
@@ -18,8 +19,9 @@ no more secret on its way than Ray's own calls, which are in the clear as well. 
 lines (``peer.py``).
 
 **What a loss says.** The process at the other end is gone, the network between is cut, or nothing was acknowledged for
-3 s, which the kernel looks after even while a process is busy: each call that is under way is lost, and may have been
-carried out. TCP breaks no call in between: a line is whole or gone. The one that was called finishes what it has begun,
+3 s, which the kernel looks after even while a process is busy, or the process at the other end has said nothing for 4 s
+while it owed an answer (``line_pulse.py``): each call that is under way is lost, and may have been carried out. TCP
+breaks no call in between: a line is whole or gone. The one that was called finishes what it has begun,
 but for calls that are worth nothing without their caller (``heard_only``): a request whose sender is gone is one whose
 client is gone.
 """
@@ -37,6 +39,7 @@ from typing import Any, cast
 import msgspec
 
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, FrameReader, LinkBroken
+from actors.line_pulse import LinePulse, Pulse
 
 _log = logging.getLogger("everwarm.call_line")
 
@@ -173,6 +176,8 @@ class CallLine(_End):
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._last_id = 0
+        self._pulse = LinePulse()
+        self._looking: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(cls, offer: LineOffer) -> "CallLine":
@@ -212,9 +217,41 @@ class CallLine(_End):
             if not self.is_open:
                 raise LineLost("the line is closed", sent=False)
             self._send(Frame.CALL, _CALL.pack(call_id, len(name)), name, payload)
+            self._begin_looking()
             return await answer
         finally:
             del self._calls[call_id]
+            if not self._calls:
+                self._pulse.owes_nothing()
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the other end may be gone: what can go elsewhere had better."""
+        return self._pulse.pulse is Pulse.IN_DOUBT
+
+    def data_received(self, data: bytes) -> None:
+        self._pulse.heard(asyncio.get_running_loop().time())
+        super().data_received(data)
+
+    def _begin_looking(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._pulse.called(loop.time())
+        if self._looking is None:
+            self._looking = loop.call_later(self._pulse.limits.look_every_s, self._look)
+
+    def _look(self) -> None:
+        """Whether the other end is there, while it owes an answer."""
+        loop, self._looking = asyncio.get_running_loop(), None
+        if self._pulse.pulse is Pulse.IDLE or not self.is_open:
+            return
+        match self._pulse.look(loop.time()):
+            case Pulse.ASKED:
+                self._send(Frame.ASK)
+            case Pulse.SILENT:
+                _log.warning("the other end of a line is silent")
+                self.close()
+                return
+        self._looking = loop.call_later(self._pulse.limits.look_every_s, self._look)
 
     def _received(self, kind: Frame, payload: bytes) -> None:
         if kind in (Frame.RETURNED, Frame.RAISED):
@@ -228,6 +265,8 @@ class CallLine(_End):
                 answer.set_result(rest)
             else:
                 answer.set_exception(CallFailed(rest.decode(errors="replace")))
+        elif kind is Frame.HERE and self._greeted.done():
+            pass  # that something came says it
         elif kind is Frame.CHALLENGE and not self._challenge and len(payload) == _NONCE_BYTES:
             self._challenge = payload
             self._send(Frame.PROOF, self._nonce, _proof(self._secret, b"caller", payload + self._nonce))
@@ -245,6 +284,9 @@ class CallLine(_End):
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(LineLost("the line broke", sent=True))
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
 
 class _CalledEnd(_End):
@@ -276,6 +318,8 @@ class _CalledEnd(_End):
             if task is not None and method in self._server.heard_only:
                 self._heard_only.add(task)
                 task.add_done_callback(self._heard_only.discard)
+        elif kind is Frame.ASK and self._known:
+            self._send(Frame.HERE)
         elif kind is Frame.PROOF and not self._known and len(payload) == _NONCE_BYTES + _PROOF_BYTES:
             challenges = self._nonce + payload[:_NONCE_BYTES]
             if not hmac.compare_digest(payload[_NONCE_BYTES:], self._server.proof(b"caller", challenges)):

@@ -48,6 +48,8 @@ class Frame(IntEnum):
     CALL = 32
     RETURNED = 33
     RAISED = 34
+    ASK = 35
+    HERE = 36
     LIVE = 40
     MEMORY = 41
 

@@ -13,7 +13,7 @@ a guest that reads its body.
 **Directly.** What is on a request's path goes over a line of its own (``call_line.py``) once there is one, and through
 Ray until then. Nobody waits for a line: it is opened on the side, at the first call, and again after it broke, at most
 once a second. A line that breaks is a lost peer like any other, so a machine that is cut off is noticed where its
-requests are, not where Ray looks.
+requests are, not where Ray looks. One that is in doubt is sent no request: those run here until it is heard again.
 
 Handles are exchanged once, when two roles first meet, through an *introducer* (the ControlPlane's directory); they
 are kept, since handles looked up by name do not keep an actor alive. A handle whose actor died is good for nothing any
@@ -48,6 +48,9 @@ _INTRODUCTION_S_MAX = 2.0
 _OPEN_EVERY_S = 1.0
 #: What is larger goes through Ray, which puts it into its object store: a frame holds the call's id and method too.
 _DIRECT_BYTES_MAX = FRAME_BYTES_MAX - 1_024
+#: Calls whose caller has another way: a request that is not sent to its home runs where it is. To a home that may be
+#: gone they are not sent, which is certain, where a loss is not.
+_HAS_ANOTHER_WAY = frozenset({"serve"})
 #: Probes in a row. A peer that is away for longer has left, most likely; the next call begins again.
 _PROBES_MAX = 60
 
@@ -139,6 +142,8 @@ class RayPeer:
         line = self._line_for(method, payload)
         if line is None:
             return await self._through_ray(method, payload)
+        if line.is_in_doubt and method in _HAS_ANOTHER_WAY:
+            raise PeerLost(self.address, delivered=False)
         self.counts["direct"] += 1
         try:
             return await line.call(method, payload)

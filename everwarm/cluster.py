@@ -40,6 +40,8 @@ _CALLS_MAX = 10_000
 _START_TIMEOUT_S = 60.0
 #: Probes have a thread of their own in each process, and one is under way at a time, or one that came late.
 _PROBE_GROUP, _PROBES_MAX = "probe", 4
+#: How long after the way to a process broke it is looked for again.
+_STAY_AGAIN_S = 0.5
 #: Who does not hear for so long of a role that has another process hears of it later.
 _MEET_S_MAX = 2.0
 #: The roles of a server that other machines call, and that call others.
@@ -261,12 +263,17 @@ class Cluster:
 
     async def _watch(self, address: str, actor: Any) -> None:
         """Until a role's process is gone. Ray breaks the call that stays open, at once when the process died, and when
-        it notices when the machine did."""
-        try:
-            await actor.call.remote(STAY, b"")
-        except ray.exceptions.RayError:
-            self._watching.pop(address, None)
-            self.on_role_lost(address)
+        it notices when the machine did. It also breaks it when the way to the machine does: then the process lives."""
+        while True:
+            try:
+                await actor.call.remote(STAY, b"")
+                return
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(_STAY_AGAIN_S)
+            except ray.exceptions.RayError:
+                self._watching.pop(address, None)
+                self.on_role_lost(address)
+                return
 
     # -------------------------------------------------------------------------------------------- hosts of cordons
 
@@ -404,14 +411,24 @@ class Cluster:
             raise Unanswered(f"{address}: {type(gone).__name__}") from gone
         return turned_s
 
+    def machine(self, address: str) -> str:
+        """Ray's id of the node that a role is on; empty for this machine."""
+        node = self._place(address).node
+        return "" if node in ("", own_node()) else node
+
     def kill(self, address: str) -> None:
-        """End the process of a role that hangs. A stopped one does not hear Ray, but the kernel."""
+        """End the process of a role that hangs. A stopped one does not hear Ray, but the kernel; on another machine its
+        neighbours tell the kernel."""
         actor, pid = self._actors.get(address), self.pids.get(address)
         if actor is None:
             return
-        if pid is not None and self._place(address).node in ("", own_node()):
+        if pid is not None and not self.machine(address):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        elif pid is not None:
+            for neighbour in self._of(address.partition("/")[0]):
+                if neighbour != address:  # whichever of them answers
+                    self._actors[neighbour].end.options(concurrency_group=_PROBE_GROUP).remote(pid)
         ray.kill(actor, no_restart=True)
 
     def _unwatch(self, address: str) -> None:

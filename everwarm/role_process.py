@@ -12,7 +12,9 @@ import faulthandler
 import gc
 import logging
 import os
+import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,13 @@ class RoleProcess:
         """How many seconds ago the role's event loop last turned. For Ray's concurrency group ``probe``, which has a
         thread and a loop of its own: calls under way do not hold it up, however many and however slow."""
         return time.monotonic() - self._turned_s
+
+    async def end(self, pid: int) -> None:
+        """End another process of Ray's on this machine, which hangs and does not hear Ray. As ``probe``, it waits for
+        nothing. A number that was used again, for a process of somebody else, is left alone."""
+        with suppress(OSError):
+            if _parent(pid) == os.getppid():
+                os.kill(pid, signal.SIGKILL)
 
     async def _turn(self) -> None:
         while True:
@@ -167,6 +176,11 @@ class RoleProcess:
             return self._control
         found = await self._control.introduce.remote(address)
         return found[0] if found else None
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process. ``OSError`` when there is none of this number."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _ray_uses_tls() -> bool:

@@ -44,6 +44,9 @@ class Processes(Protocol):
     def kill(self, address: str) -> None:
         """End its process."""
 
+    def machine(self, address: str) -> str:
+        """The machine that a role is on; empty for this one."""
+
     def have_standbys(self) -> None:
         """Have processes ready that can take over."""
 
@@ -74,6 +77,8 @@ class Supervisor:
         self._roles: dict[str, Supervised] = {}
         self._restarting: dict[str, asyncio.Task[None]] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
+        self._ended: dict[str, asyncio.Event] = {}  # by address: whether a process that was ended is gone
+        self._answered_s: dict[str, dict[str, float]] = {}  # by machine: when each of its roles last answered
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -112,6 +117,8 @@ class Supervisor:
             _log.info("%s is gone while its server comes or goes", address)
             return
         role = self._role(address)
+        if address in self._ended:
+            self._ended[address].set()
         if address in self._restarting:
             return  # the process that was to take over; whoever starts it hears of it
         self._decided(address, role.gone(self._clock()))
@@ -159,6 +166,9 @@ class Supervisor:
         self._on_changed()
 
     def _forget(self, address: str) -> None:
+        for answers in self._answered_s.values():
+            answers.pop(address, None)
+        self._answered_s = {machine: answers for machine, answers in self._answered_s.items() if answers}
         self._roles.pop(address, None)
         self._restarting.pop(address, None)
 
@@ -177,18 +187,42 @@ class Supervisor:
             self._processes.have_standbys()
 
     async def _probe(self, address: str) -> None:
-        role = self._roles[address]
-        kill: Kill | None
+        """Ask a role's process; one that is in doubt again and again, until it is not."""
+        role, limits = self._roles[address], self._limits
+        while True:
+            next_s = self._clock() + limits.probe_s_max
+            kill = await self._ask(address, role)
+            if kill is not None:
+                await self._end(address, kill)
+                return
+            if role.state is not State.SUSPECT:
+                return
+            await asyncio.sleep(max(0.0, next_s - self._clock()))
+
+    async def _ask(self, address: str, role: Supervised) -> Kill | None:
+        machine = self._processes.machine(address)
+        answers = self._answered_s.setdefault(machine, {})
         try:
             async with asyncio.timeout(self._limits.probe_s_max):
-                kill = role.answered(await self._processes.probe(address))
+                turned_s = await self._processes.probe(address)
         except (Unanswered, TimeoutError):
-            kill = role.missed()
-        if kill is None:
-            return
+            since_s = self._clock() - self._limits.witness_s
+            others = any(at_s >= since_s for other, at_s in answers.items() if other != address)
+            return role.missed(witness=not machine or others)
+        answers[address] = self._clock()
+        return role.answered(turned_s)
+
+    async def _end(self, address: str, kill: Kill) -> None:
         self._progress(f"{address} hangs: {kill.why}")
-        with suppress(Exception):
-            self._processes.kill(address)
-        # Its process may have died long ago without anybody being told; else the call that stays open breaks now.
-        if address not in self._restarting:
+        gone = self._ended[address] = asyncio.Event()
+        try:
+            with suppress(Exception):
+                self._processes.kill(address)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.end_s_max):
+                    await gone.wait()
+        finally:
+            del self._ended[address]
+        # The call that stays open breaks when its process ends; one that died long ago may not have been told of.
+        if not gone.is_set() and address not in self._restarting:
             self._lost(address)

@@ -29,7 +29,7 @@ PURE = {
     *(f"actors.{n}" for n in "heat load_board next_use membership host_loads warmth prewarm".split()),
     *(f"actors.{n}" for n in "budget ledger context flow stage_report tail_events".split()),
     *(f"actors.{n}" for n in "bindings plain worker_names cordons live_headers".split()),
-    *(f"actors.{n}" for n in "supervision crash_blame".split()),
+    *(f"actors.{n}" for n in "supervision crash_blame line_pulse".split()),
     *(f"everwarm.build.{n}" for n in "manifest_keys shape toml_places".split()),
     "everwarm.nodes",
     *(f"everwarm.doctor.{n}" for n in "facts findings".split()),

@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -309,13 +310,17 @@ def main() -> int:
         say(reason)
         return 77
     events = wanted.only or list(EVENTS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the machines end with us
     say(f"load average {os.getloadavg()[0]:.1f} before")
     try:
         with brought_up(wanted.rps, events, ray, wanted.keep) as run:
-            for name in events:
-                say(f"{name}: {EVENTS[name].what}, {EVENTS[name].lasts_s:g} s")
-                span = run.suffer(name)
-                say(f"  all is well {span.closed_s - span.ended_s:.0f} s after its end, or that was not waited for")
+            try:
+                for name in events:
+                    say(f"{name}: {EVENTS[name].what}, {EVENTS[name].lasts_s:g} s")
+                    span = run.suffer(name)
+                    say(f"  went on {span.closed_s - span.ended_s:.0f} s after its end")
+            except KeyboardInterrupt:
+                say("stopped; what was measured by now is told")
     except MachinesFailed as failed:
         say(str(failed))
         return 1

@@ -12,8 +12,18 @@ import msgspec
 import pytest
 import ray.exceptions
 
-from actors.call_line import CallFailed, CallLine, CallLineServer, LineLost, LineOffer, decode_offer, encode_offer
+from actors.call_line import (
+    CallFailed,
+    CallLine,
+    CallLineServer,
+    LineLost,
+    LineOffer,
+    _CalledEnd,
+    decode_offer,
+    encode_offer,
+)
 from actors.connection import FRAME_BYTES_MAX, HEADER, Frame, frame
+from actors.line_pulse import LinePulse, PulseLimits
 from actors.peer import OFFER, PeerFailed, PeerLost, RayPeer
 
 LOOPBACK = "127.0.0.1"
@@ -289,6 +299,56 @@ def test_the_kernel_watches_both_ends() -> None:
     play(scenario)
 
 
+QUICK = PulseLimits(look_every_s=0.01, doubt_s=0.05, silent_s=0.5)
+DOUBTFUL = PulseLimits(look_every_s=0.01, doubt_s=0.05, silent_s=60.0)
+
+
+def test_a_process_that_is_stopped_is_doubted_soon_and_given_up_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel acknowledges what it is sent; it reads nothing."""
+
+    async def scenario(home: Home, server: CallLineServer, offer: LineOffer) -> None:
+        line, other = await CallLine.open(offer), await CallLine.open(offer)
+        line._pulse, other._pulse = LinePulse(QUICK), LinePulse(QUICK)
+        assert await line.call("echo", b"well") == b"well"
+        slow = asyncio.create_task(other.call("wait", b"a slow guest"))
+        await until(lambda: b"a slow guest" in home.called)
+        monkeypatch.setattr(_CalledEnd, "data_received", lambda end, data: None)
+        waiting = asyncio.create_task(line.call("wait", b"unread"))
+        await until(lambda: line.is_in_doubt)
+        assert not waiting.done()
+        with pytest.raises(LineLost) as lost:
+            await waiting
+        assert lost.value.sent
+        assert b"unread" not in home.called
+        with pytest.raises(LineLost):
+            await slow
+        monkeypatch.undo()
+
+    play(scenario)
+
+
+def test_a_guest_may_take_its_time() -> None:
+    async def scenario(home: Home, server: CallLineServer, offer: LineOffer) -> None:
+        line = await CallLine.open(offer)
+        line._pulse = LinePulse(QUICK)
+        heard: list[Frame] = []
+        waiting = asyncio.create_task(line.call("wait", b"slow"))
+
+        def received(kind: Frame, payload: bytes) -> None:
+            heard.append(kind)
+            CallLine._received(line, kind, payload)
+
+        line._received = received  # type: ignore[method-assign]
+        # Asked at every second look: by then it would have been given up three times.
+        await until(lambda: len(heard) >= 3 * QUICK.silent_s / QUICK.look_every_s / 2)
+        assert set(heard) == {Frame.HERE}
+        assert not waiting.done()
+        home.may_answer.set()
+        assert await waiting == b"slow"
+
+    play(scenario)
+
+
 def test_nobody_listens() -> None:
     async def scenario(home: Home, server: CallLineServer, offer: LineOffer) -> None:
         await server.stop()
@@ -378,6 +438,36 @@ def test_a_line_that_breaks_is_a_lost_peer_until_ray_says_that_it_is_there() -> 
         actor.through_ray.clear()
         assert await peer.call("echo", b"directly") == b"directly"
         assert not actor.through_ray
+
+    play(scenario)
+
+
+def test_a_peer_in_doubt_is_sent_no_request_and_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not sent was certainly not delivered, so it runs elsewhere; what has no other way waits for its end."""
+
+    async def scenario(home: Home, server: CallLineServer, offer: LineOffer) -> None:
+        actor = Actor(home, offer)
+        peer = RayPeer("server-2/shard", actor)
+        await peer.call("echo", b"")
+        await until(lambda: peer._line is not None)
+        assert peer._line is not None
+        peer._line._pulse = LinePulse(DOUBTFUL)
+        with monkeypatch.context() as stopped:
+            stopped.setattr(_CalledEnd, "data_received", lambda end, data: None)
+            waiting = asyncio.create_task(peer.call("wait", b"under way"))
+            await until(lambda: peer._line is not None and peer._line.is_in_doubt)
+            with pytest.raises(PeerLost) as lost:
+                await peer.call("serve", b"not sent")
+            assert lost.value.delivered is False
+            reading = asyncio.create_task(peer.call("echo", b"the rest of a body"))
+        home.may_answer.set()  # it goes on; what it did not read is lost in this fake of a stopped process
+        assert await peer.call("echo", b"heard again") == b"heard again"
+        assert not peer._line.is_in_doubt
+        assert await peer.call("serve", b"sent") == b"sent"
+        assert b"not sent" not in home.called
+        assert await reading == b"the rest of a body"
+        assert not waiting.done()
+        waiting.cancel()
 
     play(scenario)
 

@@ -88,6 +88,15 @@ def test_old_deaths_do_not_count() -> None:
         now_s += LIMITS.deaths_s / (LIMITS.deaths_max - 1) + 1.0
 
 
+def test_what_is_missed_counts_only_while_somebody_else_there_answers() -> None:
+    role = running()
+    assert [role.missed(witness=False) for _ in range(100)] == [None] * 100
+    assert role.state is State.SUSPECT
+    assert [role.missed() for _ in range(LIMITS.probes_failed_max - 1)] == [None] * (LIMITS.probes_failed_max - 1)
+    assert role.missed(witness=False) is None
+    assert isinstance(role.missed(), Kill)
+
+
 def test_a_probe_that_is_missed_now_and_then_means_nothing() -> None:
     role = running()
     for _ in range(20):

@@ -70,3 +70,50 @@ def test_a_join_that_hangs_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) ->
     _, _, failed = _adds(monkeypatch, dead_control=False)
     assert isinstance(failed, StartFailed)
     assert str(failed) == "server-1 did not join: TimeoutError."
+
+
+def test_a_way_that_breaks_is_no_death_and_is_looked_at_again() -> None:
+    """Ray breaks the call that stays open also when a link is cut; the process lives on."""
+    cluster = Cluster(Place(ClusterConfig(home="/nowhere"), 0))
+    ends: list[BaseException] = [
+        ray.exceptions.ActorDiedError(),
+        *(ray.exceptions.ActorUnavailableError("its link is cut", None) for _ in range(3)),
+    ]
+    lost: list[tuple[str, int]] = []
+    cluster.on_role_lost = lambda address: lost.append((address, len(ends)))
+
+    async def stay(*_: object) -> None:
+        await asyncio.sleep(1.0)
+        raise ends.pop()
+
+    actor = Handle()
+    actor.call = Method(stay)
+    play(cluster._watch("a/host", actor))
+    assert lost == [("a/host", 0)]
+
+
+def test_a_process_that_hangs_on_another_machine_is_ended_by_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everwarm.cluster.own_node", lambda: "node of the owner")
+    monkeypatch.setattr("everwarm.cluster.ray.kill", lambda actor, no_restart: None)
+    config = ClusterConfig(home="/nowhere")
+    cluster = Cluster(Place(config, 0, "node of the owner"))
+    asked: list[tuple[str, int]] = []
+
+    class Neighbour:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.end = self
+
+        def options(self, concurrency_group: str) -> "Neighbour":
+            assert concurrency_group == "probe"  # its own event loop may be busy
+            return self
+
+        def remote(self, pid: int) -> None:
+            asked.append((self.name, pid))
+
+    cluster._places["a"] = Place(config, 0, "another node")
+    cluster._actors |= {name: Neighbour(name) for name in ("a/host", "a/server", "a/shard", "b/server")}
+    cluster.pids["a/host"] = 7
+    assert (cluster.machine("a/host"), cluster.machine(CONTROL)) == ("another node", "")
+    cluster.kill("a/host")
+    assert asked == [("a/server", 7), ("a/shard", 7)]

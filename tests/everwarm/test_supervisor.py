@@ -23,6 +23,7 @@ class Town:
         self.standing: set[str] = set()
         self.broken: set[str] = set()  # roles that do not start
         self.killed: list[str] = []
+        self.machines: dict[str, str] = {}  # of those that are on another one
         self.on_role_lost: Callable[[str], None] = lambda address: None
         self.said: list[str] = []
         self.changed = 0
@@ -50,6 +51,9 @@ class Town:
         if address not in self.numbers:
             raise Unanswered(address)
         return 60.0 if address in self.standing else 0.01
+
+    def machine(self, address: str) -> str:
+        return self.machines.get(address, "")
 
     def kill(self, address: str) -> None:
         self.killed.append(address)
@@ -117,6 +121,55 @@ def test_who_hangs_is_ended_and_replaced_once() -> None:
             assert town.numbers == {"a/host": 2, "a/server": 1}
 
         supervised(town, scenario)
+
+
+def test_a_stopped_process_is_ended_within_five_seconds() -> None:
+    town = Town("a/host", "a/server")
+
+    async def scenario(supervisor: Supervisor) -> None:
+        await asyncio.sleep(10.5)
+        town.hanging.add("a/host")
+        await asyncio.sleep(3.9)
+        assert town.killed == []
+        await asyncio.sleep(1.1)
+        assert town.killed == ["a/host"]
+        await asyncio.sleep(Town.REPLACE_S)
+
+    supervised(town, scenario)
+
+
+def test_a_machine_that_is_away_has_no_process_ended_and_one_that_hangs_there_has() -> None:
+    town = Town("a/host", "a/server", "b/host", "b/server")
+    town.machines = {"b/host": "b", "b/server": "b"}
+
+    async def scenario(supervisor: Supervisor) -> None:
+        await asyncio.sleep(10.0)
+        town.hanging |= {"b/host", "b/server"}
+        await asyncio.sleep(60.0)
+        assert town.killed == []
+        assert supervisor.report()["b/host"]["state"] == "suspect"
+        town.hanging.clear()  # the link is whole again
+        await asyncio.sleep(3.0)
+        assert supervisor.report()["b/host"]["state"] == "running"
+        town.hanging.add("b/host")
+        await asyncio.sleep(6.0)
+
+    supervised(town, scenario)
+    assert town.killed == ["b/host"]
+
+
+def test_a_process_that_nobody_is_told_of_is_replaced_all_the_same() -> None:
+    """It died long ago, and the call that was to say so stays open."""
+    town = Town("a/host", "a/server")
+    town.hanging.add("a/host")
+    told = []
+    town.kill = told.append  # type: ignore[method-assign, assignment]
+
+    async def scenario(supervisor: Supervisor) -> None:
+        await asyncio.sleep(8.0)
+
+    supervised(town, scenario)
+    assert (told, town.numbers["a/host"]) == (["a/host"], 2)
 
 
 def test_who_is_slow_for_a_while_is_left_in_peace() -> None:
