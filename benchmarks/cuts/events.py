@@ -128,6 +128,7 @@ EVENTS: dict[str, Event] = {
     "stop-ingress": Event(f"the Ingress on {ONE} is stopped", _STOPPED_S, _stop(ONE, "ingress")),
     "stop-raylet": Event(f"Ray's raylet on {TWO} is stopped", 10.0, _stop(TWO, "raylet")),
     "head-cut": Event(f"the link between the head and {ONE} is cut", 5.0, _cut(HEAD, ONE)),
+    "head-cut-long": Event(f"the same for twice as long, with {TWO}", 10.0, _cut(HEAD, TWO)),
     "freeze": Event(f"all processes of {TWO} are stopped", 10.0, _freeze(TWO)),
     "black-hole": Event(f"no packet of {ONE} arrives anywhere", 5.0, _black_hole(ONE)),
     "kill-raylet": Event(f"Ray's raylet on {TWO} is killed", 5.0, _kill(TWO, "raylet")),
