@@ -112,6 +112,9 @@ class Connection(asyncio.Protocol):
         self._can_write.set()
         self._paused = False
         self.closed = False
+        #: The other end closed with bytes before it that it had not read. The kernel says so of a Unix socket, even when
+        #: a process was killed: whatever was sent last, it did not see the end of it.
+        self.unread = False
         self.on_closed: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None
 
@@ -139,6 +142,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, fault: Exception | None) -> None:
         self.closed = True
+        self.unread = isinstance(fault, ConnectionResetError)
         self._can_write.set()
         self._wake()
         if self.on_closed is not None:

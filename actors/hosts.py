@@ -56,7 +56,7 @@ class HostAnswer:
     """An answer from a host. Until its head is here, the loss of the host may lead to another one's answer."""
 
     def __init__(self, answer: LinkAnswer, request: Request, again: Again, mute: str = "") -> None:
-        """``mute``: a socket at which nobody says STARTED, so that its silence says nothing."""
+        """``mute``: a socket at which nobody says STARTED, so that its silence says nothing, once it has read."""
         self._answer: Answer = answer
         self._request = request
         self._again = again
@@ -75,7 +75,7 @@ class HostAnswer:
             self._request = replace(self._request, lost_with=(*self._request.lost_with, answer.path))
             if not may_run_again(
                 self._request.head.method,
-                started=answer.started or answer.pulled or answer.path == self._mute,
+                started=answer.started or answer.pulled or (answer.path == self._mute and not answer.unread),
                 body_intact=not answer.pulled,
                 hosts_lost=len(self._request.lost_with),
             ):

@@ -178,6 +178,8 @@ class LinkAnswer:
         self.pulled = False
         #: The link broke, and not because this end cancelled.
         self.lost = False
+        #: It broke before the other end had read the request: certainly nothing ran.
+        self.unread = False
 
     async def served(self) -> Served | None:
         kind, payload = await self._next()
@@ -222,6 +224,8 @@ class LinkAnswer:
             except LinkBroken as broken:
                 cancelled = self._connection is None
                 self.lost = not cancelled
+                # Nothing follows the request but what the other end asks for.
+                self.unread = self._connection is not None and self._connection.unread and not self.pulled
                 self._ended = Ended(Outcome.CANCELED if cancelled else Outcome.INTERNAL_ERROR, str(broken))
                 self.cancel()
                 return Frame.ENDED, b""

@@ -412,9 +412,9 @@ class Cluster:
         return turned_s
 
     def machine(self, address: str) -> str:
-        """Ray's id of the node that a role is on; empty for this machine."""
-        node = self._place(address).node
-        return "" if node in ("", own_node()) else node
+        """Ray's id of the node that a role is on; empty for this machine, and for a role that was forgotten."""
+        place = self._control if address == CONTROL else self._places.get(address.partition("/")[0])
+        return "" if place is None or place.node in ("", own_node()) else place.node
 
     def kill(self, address: str) -> None:
         """End the process of a role that hangs. A stopped one does not hear Ray, but the kernel; on another machine its

@@ -189,7 +189,7 @@ class Supervisor:
     async def _probe(self, address: str) -> None:
         """Ask a role's process; one that is in doubt again and again, until it is not."""
         role, limits = self._roles[address], self._limits
-        while True:
+        while self._roles.get(address) is role:  # its server may go meanwhile
             next_s = self._clock() + limits.probe_s_max
             kill = await self._ask(address, role)
             if kill is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from actors.connection import FRAME_BYTES_MAX, HEADER, RECEIVED_BYTES_MAX, Frame, FrameReader, LinkBroken, frame
 from actors.exchange import Ended, Request, Served
-from actors.link import LinkAnswer, Links, LinkServer, PulledBody, Reply
+from actors.hosts import HostAnswer
+from actors.link import Answer, LinkAnswer, Links, LinkServer, PulledBody, Reply
 from isolates.conversation import BodyLost
 from isolates.outcome import Outcome
 
@@ -270,6 +272,39 @@ def test_a_server_that_goes_in_the_middle_is_an_internal_error() -> None:
             assert got.ended.outcome is Outcome.INTERNAL_ERROR
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("reads", ["not accepted", "nothing", "some", "all"])
+def test_whether_a_request_was_read_is_known_when_its_reader_dies(reads: str) -> None:
+    """The kernel tells it, of a process that was killed while it was stopped, too."""
+
+    async def whole() -> None:
+        with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
+            path = f"{directory}/server.sock"
+            listening.bind(path)
+            listening.listen()
+            asked, again = request("worker", "/", "POST"), []
+
+            async def once_more(lost: Request) -> Answer:
+                again.append(lost)
+                raise LinkBroken("nobody else")
+
+            sent = await Links().exchange(path, asked, HeldBody())
+            answer = HostAnswer(sent, asked, once_more, mute=path)
+            serving = asyncio.create_task(answer.served())
+            if reads != "not accepted":
+                connection, _ = listening.accept()
+                with connection:
+                    whole = HEADER.unpack(connection.recv(HEADER.size, socket.MSG_PEEK))[0] + HEADER.size
+                    read = {"nothing": 0, "some": whole - 1, "all": whole}[reads]
+                    assert len(connection.recv(read)) == read
+            listening.close()
+            async with asyncio.timeout(10.0):
+                assert await serving is None
+            assert (sent.lost, sent.unread) == (True, reads != "all")
+            assert len(again) == (reads != "all")  # it may run again, though it is a POST
+
+    asyncio.run(whole())
 
 
 def test_nobody_listens() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 SCENARIO = Path(__file__).with_name("nodes_scenario.py")
 NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-#: As cluster.yaml sets them: a death is known in seconds.
+#: As cluster.yaml sets them, but for how soon a death is known: these tests wait for several.
 RAY_SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -158,6 +158,23 @@ def test_a_machine_that_is_away_has_no_process_ended_and_one_that_hangs_there_ha
     assert town.killed == ["b/host"]
 
 
+def test_a_machine_that_goes_while_its_processes_are_in_doubt_is_asked_no_more() -> None:
+    town = Town("a/host", "a/server", "b/host", "b/server")
+    town.machines = {"b/host": "b", "b/server": "b"}
+
+    async def scenario(supervisor: Supervisor) -> None:
+        town.hanging |= {"b/host", "b/server"}
+        await asyncio.sleep(10.0)
+        for address in town.machines:
+            del town.numbers[address]
+        await asyncio.sleep(3.0)
+        assert not supervisor._probing.keys() & town.machines.keys()
+        assert supervisor._answered_s.keys() == {""}
+
+    supervised(town, scenario)
+    assert town.killed == []
+
+
 def test_a_process_that_nobody_is_told_of_is_replaced_all_the_same() -> None:
     """It died long ago, and the call that was to say so stays open."""
     town = Town("a/host", "a/server")
