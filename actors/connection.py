@@ -112,8 +112,8 @@ class Connection(asyncio.Protocol):
         self._can_write.set()
         self._paused = False
         self.closed = False
-        #: The other end closed with bytes before it that it had not read. The kernel says so of a Unix socket, even when
-        #: a process was killed: whatever was sent last, it did not see the end of it.
+        #: The other end closed with bytes before it that it had not read. The kernel says so of a Unix socket, also of
+        #: a process that was killed: whatever was sent last, it did not see the end of it.
         self.unread = False
         self.on_closed: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None

@@ -36,6 +36,9 @@ _log = logging.getLogger("everwarm.hosts")
 _STAYS_S = 0.1
 #: Connections that break before one gives up to find out, and leaves it to the next request.
 _LOOKS_MAX = 100
+#: How often a request is given once more to a Server that did not read it, and how long after: half a second in all, in
+#: which a process that was killed is gone and one that is full may have room.
+_UNREAD_MAX, _UNREAD_AGAIN_S = 5, 0.1
 #: How often a host that is gone is looked for: a failed connection to a Unix socket costs some 20 µs.
 _BACK_EVERY_S = 0.1
 
@@ -61,6 +64,7 @@ class HostAnswer:
         self._request = request
         self._again = again
         self._mute = mute
+        self._unread = 0  # how often it was not read there
         self.version = request.version
         self._cancelled = False
         #: The host was lost, nothing was done, and there was nobody else to give the request to.
@@ -72,14 +76,19 @@ class HostAnswer:
             served = await answer.served()
             if served is not None or not isinstance(answer, LinkAnswer) or not answer.lost or self._cancelled:
                 return served
-            self._request = replace(self._request, lost_with=(*self._request.lost_with, answer.path))
-            if not may_run_again(
-                self._request.head.method,
-                started=answer.started or answer.pulled or (answer.path == self._mute and not answer.unread),
-                body_intact=not answer.pulled,
-                hosts_lost=len(self._request.lost_with),
-            ):
-                return None
+            if answer.path == self._mute and answer.unread and self._unread < _UNREAD_MAX:
+                # Whoever was there is dying, or takes no more connections; it saw nothing of this request.
+                self._unread += 1
+                await asyncio.sleep(_UNREAD_AGAIN_S)
+            else:
+                self._request = replace(self._request, lost_with=(*self._request.lost_with, answer.path))
+                if not may_run_again(
+                    self._request.head.method,
+                    started=answer.started or answer.pulled or answer.path == self._mute,
+                    body_intact=not answer.pulled,
+                    hosts_lost=len(self._request.lost_with),
+                ):
+                    return None
             try:
                 self._answer = await self._again(self._request)
             except LinkBroken as nobody:

@@ -303,6 +303,31 @@ def test_whether_a_request_was_read_is_known_when_its_reader_dies(reads: str) ->
                 assert await serving is None
             assert (sent.lost, sent.unread) == (True, reads != "all")
             assert len(again) == (reads != "all")  # it may run again, though it is a POST
+            assert not any(lost.lost_with for lost in again)
+
+    asyncio.run(whole())
+
+
+def test_a_server_that_reads_nothing_is_not_asked_for_ever() -> None:
+    """It has no place for one more connection: it closes each at once."""
+
+    async def whole() -> None:
+        with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
+            path, links, tries = f"{directory}/server.sock", Links(), 0
+            listening.bind(path)
+            listening.listen()
+
+            async def ask(asked: Request) -> LinkAnswer:
+                nonlocal tries
+                tries += 1
+                answer = await links.exchange(path, asked, HeldBody())
+                listening.accept()[0].close()
+                return answer
+
+            asked = request("worker", "/", "POST")
+            async with asyncio.timeout(10.0):
+                assert await HostAnswer(await ask(asked), asked, ask, mute=path).served() is None
+            assert tries == 1 + 5
 
     asyncio.run(whole())
 

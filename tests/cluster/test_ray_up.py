@@ -30,6 +30,8 @@ ANSWERS_S = 240.0
 #: Requests that may be on the way across a link when it is cut: at 50 a second, what is sent within 0.1 s.
 DELIVERED_MAX = 5
 HEALED_S = 5.0
+#: Below what Ray takes to give a machine up, and above all bounds of Everwarm's own.
+CUT_OFF_S = 8.0
 #: Some eighty are then at home at each machine, and each of those is asked three times in ten seconds.
 MANY = 240
 #: Of them, those that are asked for the first time when the link is healed.
@@ -198,6 +200,33 @@ def test_a_link_that_is_cut_between_two_workers_costs_their_clients_nothing(site
     assert len(failed) <= DELIVERED_MAX, failed[:20]
     assert hops["before"] > 0
     assert hops["healed, for the first time"] == len(across) == COLD  # the link is used again
+
+
+@LONG
+def test_a_worker_that_the_head_does_not_reach_for_a_while_keeps_its_processes(site: Site) -> None:
+    """Nobody ends what only cannot be reached, and its clients notice nothing. One process of it is stopped
+    afterwards: that one is ended, though Ray on the head cannot, and replaced."""
+    machines, worker = site.cluster.machines, site.cluster.workers[0]
+
+    def roles() -> set[str]:
+        return set(machines.run(worker, "pgrep", "-f", "^ray::RoleProcess").stdout.split())
+
+    before, edges = roles(), [f"hello@{address}" for address in site.addresses]
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(site.client, "load", "20", "20", *edges, timeout_s=120)
+        time.sleep(3)  # the load goes by the clock, and so does the cut
+        machines.drop(HEAD, worker)
+        time.sleep(CUT_OFF_S)
+        machines.heal()
+        seen = loading.result()
+    assert [request for request in seen if request["status"] != 200] == []
+    assert roles() == before
+    listening = machines.run(worker, "ss", "-Hltnp", f"sport = :{PORT}").stdout
+    edge = listening.partition("pid=")[2].partition(",")[0]
+    assert edge in before
+    machines.run(worker, "kill", "-STOP", edge)
+    site.client("wait", "30", f"hello@{machines.address(worker)}", timeout_s=60)
+    assert edge not in roles()
 
 
 @LONG
