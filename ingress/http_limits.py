@@ -27,6 +27,10 @@ is cut, so that a half answer is never taken for a whole one.
 answer it was just sent. So input is read and dropped for a while first (`linger`). The same is done when an answer is
 complete before its request's body is: a few bytes are read on and the connection is kept, or else it is closed.
 
+*Leaving.* A client that keeps a connection may send its next request at the moment when we close it, and must not send
+some of them again. So an edge that goes closes nothing at first: the next answer of each connection is its last, and
+says so. Only who asks for nothing for a while is closed upon.
+
 Relied on in uvicorn 0.54 beyond what is overridden: `pipeline`, `flow`, `url`, `headers`, `expect_100_continue`,
 `_unset_keepalive_if_required`, and `cycle` with its `disconnected`, `keep_alive`, `message_event`, `response_started`
 and `response_complete`.
@@ -119,6 +123,7 @@ class LimitedHttp(HttpToolsProtocol):
     """
 
     settings: ClassVar[_Settings]
+    is_leaving: ClassVar[bool] = False  # of the edge, so on the class that `protocol_class` made
 
     _phase = _Phase.IDLE
     _head_bytes = 0  # url and headers of the current message that were reported
@@ -238,6 +243,14 @@ class LimitedHttp(HttpToolsProtocol):
             self._close_timer = None
             self.flow.resume_reading()
         super().on_message_complete()
+        if self.is_leaving:
+            self.make_last()
+
+    def make_last(self) -> None:
+        """The edge goes. If a request has come whole and its answer has not begun, that answer is the connection's
+        last, and says so; else the next one is. Called when `is_leaving` is set, and with each request from then on."""
+        if self._phase is _Phase.IDLE and self._answering() and not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     def _head_fault(self) -> _Fault | None:
         """What is wrong with the complete head. llhttp refuses some of it earlier; smuggling needs no second reader."""

@@ -32,7 +32,7 @@ from actors.view import decode_plain
 from actors.wire import REQUEST
 from actors.worker_names import is_worker_name
 from ingress.client_exchange import BrokenOff, ClientExchange, ExchangeLimits, Receive, Scope, Send, request_of
-from ingress.http_limits import HeadLimits, protocol_class
+from ingress.http_limits import HeadLimits, LimitedHttp, protocol_class
 from ingress.routes import Routes, is_local, local_host
 from ingress.tls import Authority, CertificateStore, server_context
 from tracing.sampling import RequestFacts, Sampler
@@ -44,6 +44,8 @@ _log = logging.getLogger("everwarm.ingress")
 
 #: To listen at all of a machine's addresses.
 _EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
+#: How often an edge that goes looks whether all of its clients are gone.
+_LEFT_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class IngressLimits:
     server_away_s_max: float = 5.0
     server_away_every_s: float = 0.05
     waiting_max: int = 2_048
+    #: An edge that goes lets each connection ask once more, for so long: who asks that often hears that it was the last
+    #: time. Who asks less often is closed upon, and hits the moment in which that loses a request the less often.
+    last_requests_s: float = 3.0
 
 
 class Ingress:
@@ -96,7 +101,7 @@ class Ingress:
         self.traces = traces
         self._limits = limits or IngressLimits()
         self._exchange_limits = exchange_limits or ExchangeLimits()
-        self._head_limits = head_limits or HeadLimits()
+        self._protocol = protocol_class(head_limits or HeadLimits(), entropy)
         self._routes = Routes()
         self._routed: dict[str, list[str]] = {}  # by worker that has some: its routes
         # Clients that ask for this machine by its number say no name, and get the default certificate.
@@ -132,7 +137,7 @@ class Ingress:
             self._serve,
             host=self._address,
             port=self._port,
-            http=protocol_class(self._head_limits, self.entropy),
+            http=self._protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -160,13 +165,30 @@ class Ingress:
     async def drain(self, within_s: float) -> None:
         """Take no new clients, let those that are here finish what they asked for, and stop.
 
-        A connection that is kept between requests is closed; a client of HTTP tries again elsewhere.
+        A connection that is kept between requests may ask once more, and hears with the answer that it was the last
+        time. One that does not ask is closed.
         """
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._uvicorn.shutdown(), within_s)
+                async with asyncio.timeout(within_s):
+                    await self._last_requests(self._uvicorn)
+                    await self._uvicorn.shutdown()
         await self.stop()
+
+    async def _last_requests(self, server: uvicorn.Server) -> None:
+        """Stop listening, and wait until every connection has had its last answer or asks for nothing."""
+        for listening in server.servers:
+            listening.close()
+        self._protocol.is_leaving = True  # also of those whose handshake is not over
+        connections = server.server_state.connections
+        for connection in list(connections):
+            if isinstance(connection, LimitedHttp):
+                connection.make_last()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.last_requests_s):
+                while connections:  # noqa: ASYNC110 - as uvicorn itself waits for them
+                    await asyncio.sleep(_LEFT_EVERY_S)
 
     async def stop(self) -> None:
         """Stop listening; requests in work are cut."""

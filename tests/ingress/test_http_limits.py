@@ -472,3 +472,64 @@ def test_the_published_limits() -> None:
     limits = HeadLimits()
     assert (limits.head_bytes_max, limits.url_bytes_max, limits.headers_max) == (131_072, 16_384, 256)
     assert limits.head_ms_max == 30_000
+
+
+# ------------------------------------------------------------------------------------------------- an edge that goes
+
+
+def leave(edge: Edge) -> None:
+    protocol: Any = edge.server.config.http_protocol_class
+    protocol.is_leaving = True
+    for connection in list(edge.server.server_state.connections):
+        connection.make_last()  # type: ignore[union-attr]
+
+
+def test_a_kept_connection_asks_once_more_when_the_edge_goes(edge: Callable[..., None]) -> None:
+    async def scenario(edge: Edge) -> None:
+        client = await edge.connect()
+        client.send(GET)
+        assert "connection" not in (await client.answer())[1]
+        leave(edge)
+        # What must not be sent twice is not lost, though the client did not know yet.
+        client.send(post(b"Content-Length: 3", body=b"abc"))
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"], body) == (200, "close", b"/read 3")
+        assert await client.end() == b""
+
+    edge(scenario)
+
+
+def test_a_request_under_way_when_the_edge_goes_is_its_connections_last(edge: Callable[..., None]) -> None:
+    async def scenario(edge: Edge) -> None:
+        client = await edge.connect()
+        client.send(GET.replace(b"/read", b"/wait") + GET)
+        await edge.worker.began.wait()
+        leave(edge)
+        edge.worker.go.set()
+        assert "connection" not in (await client.answer())[1]  # of two in line the later is the last
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"], body) == (200, "close", b"/read 0")
+        assert await client.end() == b""
+
+    edge(scenario)
+
+
+def test_a_connection_that_comes_while_the_edge_goes_has_one_request(edge: Callable[..., None]) -> None:
+    async def scenario(edge: Edge) -> None:
+        leave(edge)
+        assert b"connection: close" in await edge.answers(GET)
+
+    edge(scenario)
+
+
+def test_an_answer_before_its_upload_is_over_closes_on_nobody_when_the_edge_goes(edge: Callable[..., None]) -> None:
+    async def scenario(edge: Edge) -> None:
+        client = await edge.connect()
+        leave(edge)
+        client.send(post(b"Content-Length: 4000", body=b"a" * 1_000, path=b"/ignore"))
+        assert "connection" not in (await client.answer())[1]
+        client.send(b"a" * 3_000 + GET)
+        assert (await client.answer())[1]["connection"] == "close"
+        assert await client.end() == b""
+
+    edge(scenario)

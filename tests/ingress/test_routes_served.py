@@ -3,15 +3,16 @@
 import asyncio
 import secrets
 import ssl
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
 from complete_servers import Compiled, CompleteServers, component, wait_until
-from https_client import Answer, fetch
+from https_client import Answer, Connection, fetch
 
 from actors.link import Links
 from ingress.authority import LocalAuthority
-from ingress.ingress import Ingress
+from ingress.ingress import Ingress, IngressLimits
 
 
 def test_a_deploys_routes_are_served_with_their_certificates(zig: Compiled, tmp_path: Path) -> None:
@@ -69,9 +70,65 @@ def test_a_deploys_routes_are_served_with_their_certificates(zig: Compiled, tmp_
         finally:
             await edge.stop()
 
+    on_one_server(scenario, zig, tmp_path)
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asks once more", "is silent"])
+def test_an_edge_that_drains_loses_no_request_of_a_kept_connection(zig: Compiled, tmp_path: Path, asks: bool) -> None:
+    """Who asks once more hears that it was the last time; who does not is closed upon; who comes is refused."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        edge = Ingress(
+            "server-1",
+            address="127.0.0.1",
+            port=0,
+            server_socket=cluster[1].server_socket,
+            links=Links(),
+            authority=LocalAuthority.open(tmp_path / "authority"),
+            certificates=None,
+            entropy=secrets.token_bytes,
+            limits=IngressLimits(last_requests_s=50.0 if asks else 0.1),
+        )
+        port = await edge.start()
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "authority" / "ca.pem"))
+        job = await cluster.deploy("hello", component("hello"), cpu_ms=10_000)
+        assert job["error"] is None, job
+        kept = await asyncio.to_thread(Connection, trusted, port, "localhost")
+
+        async def post() -> Answer:
+            return await asyncio.to_thread(kept.fetch, "hello.localhost", method="POST", body=b"1")
+
+        async def served() -> bool:
+            return (await post()).status == 200
+
+        async def refused() -> bool:
+            try:
+                (await asyncio.to_thread(Connection, trusted, port, "localhost")).close()
+            except OSError:
+                return True
+            return False
+
+        await wait_until(served, "hello is routed")
+        draining = asyncio.create_task(edge.drain(50.0))
+        await wait_until(refused, "the edge takes no new client")
+        if asks:
+            last = await post()
+            while "connection" not in last.headers:  # that answer began before the request's body was there
+                assert last.status == 200
+                last = await post()
+            assert (last.status, last.headers["connection"]) == (200, "close")
+        await draining
+        kept.close()
+
+    on_one_server(scenario, zig, tmp_path)
+
+
+def on_one_server(
+    scenario: Callable[[CompleteServers], Coroutine[None, None, None]], zig: Compiled, directory: Path
+) -> None:
     async def whole() -> None:
-        async with asyncio.timeout(60), CompleteServers(tmp_path / "cluster", 1, zig.directory) as cluster:
+        async with asyncio.timeout(60), CompleteServers(directory / "cluster", 1, zig.directory) as cluster:
             await scenario(cluster)
 
-    (tmp_path / "cluster").mkdir()
+    (directory / "cluster").mkdir()
     asyncio.run(whole())
