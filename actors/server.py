@@ -35,6 +35,7 @@ from actors.exchange import (
 from actors.heartbeat import Heartbeat
 from actors.host_choice import by_preference
 from actors.hosts import Hosts, NoHost, SocketsOf
+from actors.leaving import Leaving
 from actors.link import Answer, BodySource, Links, LinkServer, PulledBody, Reply
 from actors.live_desk import LiveDesk
 from actors.live_tail import WATCHED, Watched, live_event, untold
@@ -153,7 +154,9 @@ class Server:
         )
         self._live = LiveDesk(self._tell_watched)
         self._tails = TailDesk(name, peers=peers, ask=self._submissions.run, entropy=entropy)
+        self._leaving = Leaving(self._submissions.leave, lambda: self._submissions.owes + self._tails.owes)
         self.calls: Calls = {
+            **self._leaving.calls,
             **self.nested.calls,
             **self._tails.calls,
             "read_body": self.read_body,

@@ -22,6 +22,9 @@ class SideWork:
         self._role = role
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def begin(self, work: Coroutine[object, None, None]) -> None:
         """Start ``work``; nobody waits for it. A failure goes to the log."""
         if len(self._tasks) >= self.TASKS_MAX:

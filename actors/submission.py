@@ -59,12 +59,32 @@ class Submissions:
         self._entropy = entropy
         self._over = over
         self._out: Exports[Submitted] = Exports(f"{server}/server")
+        self._beginning = 0  # submitted, and not answered yet
+        self._leaves = False
 
     def __len__(self) -> int:
         return len(self._out)
 
+    @property
+    def owes(self) -> int:
+        """Drivers' requests that are not over."""
+        return len(self._out) + self._beginning
+
+    def leave(self) -> None:
+        """Take no more of them: whoever comes hears that this server leaves, and that nothing ran."""
+        self._leaves = True
+
     async def submit(self, payload: bytes) -> bytes:
-        """A driver's request, whole in one call. Answers plain data: served, data, end, ended, rest."""
+        """A driver's request, whole in one call. Answers plain data: served, chunk, rest, trace_id; or ``leaves``."""
+        if self._leaves:
+            return encode_plain({"leaves": True})
+        self._beginning += 1
+        try:
+            return await self._submit(payload)
+        finally:
+            self._beginning -= 1
+
+    async def _submit(self, payload: bytes) -> bytes:
         submitted, served, trace_id = await self._begin(REQUEST.decode(payload), NoBody())
         try:
             chunk = await submitted.next()

@@ -94,6 +94,11 @@ class TailDesk:
             "unheard": reports.unheard,
         }
 
+    @property
+    def owes(self) -> int:
+        """Trees that are not over, and what is being told of those that are."""
+        return len(self._flows) + len(self._side)
+
     async def work(self) -> None:
         """Call the tails of trees that are over, for as long as it is not cancelled."""
         while True:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from actors.bindings import NOTHING_BOUND, Bindings
+from actors.dispatch import IDEMPOTENT
 from actors.exchange import WINDOW_BYTES_MAX, Request, RequestHead
 from actors.live_tail import LiveFilter
 from actors.peer import Peer, PeerFailed, PeerLost, RayPeers
@@ -185,6 +186,9 @@ class AsyncClient:
     ) -> Response:
         """Send a request to ``worker`` through ``server`` (or the next one in turn) and read its answer whole.
 
+        With no ``server`` named, one that leaves or is lost is passed over for another, unless it may have begun a
+        request that must not run twice.
+
         The answer of a request that ended badly is the platform's page for that ending, as over HTTP. A body must
         fit the window of 64 KiB here; larger ones go over HTTPS. ``EverwarmError`` when the server is away, and for a
         user's worker of a namespace: only its dispatcher calls it.
@@ -201,8 +205,7 @@ class AsyncClient:
             tuple((name.lower(), value.encode()) for name, value in (headers or {}).items()),
         )
         request = Request(secrets.token_hex(8), worker, head, "", body_first=body)
-        peer = await self._server(server or next(self._round_robin))
-        reply = decode_plain(await _calling(peer, "submit", REQUEST.encode(request)))
+        peer, reply = await self._submit(request, [server] if server else self._in_turn())
         served = None if reply["served"] is None else SERVED.decode(reply["served"])
         chunk = CHUNK.decode(reply["chunk"])
         pieces = [chunk.data]
@@ -215,6 +218,30 @@ class AsyncClient:
                 await _calling(peer, "cancel_submitted", reply["rest"])
                 raise EverwarmError(f"the answer is larger than {FETCH_BYTES_MAX:,} bytes")
         return response_of(request, served, chunk, b"".join(pieces), reply["trace_id"])
+
+    def _in_turn(self) -> list[str]:
+        """All servers, the next one in turn first."""
+        first = next(self._round_robin)
+        return [first, *(server for server in self.servers if server != first)]
+
+    async def _submit(self, request: Request, servers: Sequence[str]) -> tuple[Peer, dict[str, Any]]:
+        """Send a request through the first of ``servers`` that takes it: the server, and what it replied."""
+        why = ""
+        for server in servers:
+            try:
+                peer = await self._server(server)
+                reply: dict[str, Any] = decode_plain(await peer.call("submit", REQUEST.encode(request)))
+            except PeerFailed as failed:
+                raise EverwarmError(str(failed)) from failed
+            except PeerLost as lost:
+                if lost.delivered is not False and request.head.method not in IDEMPOTENT:
+                    raise EverwarmError(str(lost)) from lost
+                why = str(lost)
+                continue
+            if "leaves" not in reply:
+                return peer, reply
+            why = f"{server} leaves the cluster"
+        raise EverwarmError(why)
 
     # ------------------------------------------------------------------------------------------------------ looks
 

@@ -50,7 +50,7 @@ _CALLED = ("server", "shard")
 _STOP_S_MAX = 10.0
 #: Servers that get hosts of another cordon at once: each start is work for Ray, as when servers come.
 _SERVERS_AT_ONCE = 32
-#: Until a server has left: its workers are warmed elsewhere, what runs there finishes, and some.
+#: Until a server is out of the ring: its workers are warmed elsewhere, what it runs for others finishes, and some.
 _LEAVE_S_MAX = 90.0
 #: Until a server has joined: all code is on its disk, a change of the ring that was under way is over, and its own is.
 _JOIN_S_MAX = 150.0
@@ -183,6 +183,8 @@ class Cluster:
             progress(f"{server} finishes what its clients asked for")
             drain = self._actors[f"{server}/ingress"].call.remote("drain", b"")
             await asyncio.wait_for(drain, FINISH_S_MAX + 5.0)
+            finish = self._actors[f"{server}/server"].call.remote("finish", b"")
+            await asyncio.wait_for(finish, FINISH_S_MAX)
         except (ray.exceptions.RayError, TimeoutError) as failed:
             # It is removed all the same: one that hangs or died is all the more to go.
             progress(f"{server} did not leave in peace: {type(failed).__name__}")

@@ -117,3 +117,45 @@ def test_a_process_that_hangs_on_another_machine_is_ended_by_its_neighbours(monk
     assert (cluster.machine("a/host"), cluster.machine(CONTROL)) == ("another node", "")
     cluster.kill("a/host")
     assert asked == [("a/server", 7), ("a/shard", 7)]
+
+
+class Leaver:
+    """An actor that writes down what it is asked for, and when its process ends."""
+
+    def __init__(self, address: str, said: list[str], hangs: str = "") -> None:
+        async def call(method: str, payload: bytes) -> bytes:
+            said.append(f"{address} {method}")
+            if method == hangs:
+                await asyncio.Event().wait()
+            return b""
+
+        async def stop() -> None:
+            said.append(f"{address} stops")
+
+        async def forget(of: str) -> None:
+            """Nobody is introduced to it any more."""
+
+        self.call, self.stop, self.forget = Method(call), Method(stop), Method(forget)
+
+
+@pytest.mark.parametrize("hangs", ["", "leave", "drain", "finish"])
+def test_a_server_that_is_removed_finishes_what_it_owes_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    """Home to nothing first, then its clients' requests, then what else began there. One that hangs goes as well."""
+    monkeypatch.setattr("everwarm.cluster.ray.kill", lambda actor, no_restart: None)
+    config = ClusterConfig(home="/nowhere", servers=2)
+    cluster, said, progress = Cluster(Place(config, 0)), [], []  # type: ignore[var-annotated]
+    cluster._places = {"server-1": Place(config, 0), "server-2": Place(config, 0)}
+    for address in (CONTROL, *(f"server-1/{role}" for role in ("server", "host", "shard", "ingress"))):
+        cluster._actors[address] = Leaver(address, said, hangs)
+    play(cluster.remove("server-1", progress.append))
+    steps = [f"{CONTROL} leave", "server-1/ingress drain", "server-1/server finish"]
+    asked = steps[: ["leave", "drain", "finish", ""].index(hangs) + 1] if hangs else steps
+    assert said[: len(asked)] == asked
+    ended = [line for line in said if line.endswith("stops")]
+    assert said == [*asked, *ended]
+    assert ended[0] == "server-1/ingress stops"
+    assert len(ended) == 4
+    assert list(cluster.places) == ["server-2"]
+    assert ("server-1 did not leave in peace: TimeoutError" in progress) == bool(hangs)
