@@ -25,13 +25,18 @@ def add(as_json: bool) -> None:
 
 
 @servers.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @JSON
-def remove(name: str, as_json: bool) -> None:
-    """Remove the server NAME.
+def remove(name: str | None, as_json: bool) -> None:
+    """Remove the server NAME; on a node of a cluster that several machines are in, without a NAME this machine's.
 
     Its workers are started elsewhere first, what runs there finishes, and then it ends.
     """
+    if name is None:
+        joined = open_home().joined()
+        if joined is None:
+            fail("There is no server of this machine that others are in a cluster with. Name one: everwarm status")
+        name = joined.server
     _order({"do": "remove", "server": name}, "is removed", as_json=as_json)
 
 

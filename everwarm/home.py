@@ -59,12 +59,13 @@ class Joined:
     pid: int  # of this machine's Server
     ray_address: str
     environment: dict[str, str]  # what a driver needs in its own; no secret, but where one lies
+    server: str = ""  # its name
 
     @classmethod
-    def here(cls, ray_address: str) -> "Joined":
-        """As this process sees it."""
+    def here(cls, ray_address: str, server: str) -> "Joined":
+        """As this process sees it, which is that server's."""
         names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-        return cls(os.getpid(), ray_address, {name: os.environ[name] for name in names if name in os.environ})
+        return cls(os.getpid(), ray_address, {name: os.environ[name] for name in names if name in os.environ}, server)
 
 
 def is_alive(pid: int) -> bool:

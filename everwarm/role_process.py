@@ -102,7 +102,7 @@ class RoleProcess:
             self._lines = CallLineServer(direct, heard_only=self._started.heard_only)
             self._line_offer = await self._lines.start(config.line_address)
         if config.ray_address and self._role.name == _SPEAKER:
-            home.set_joined(Joined.here(config.ray_address))
+            home.set_joined(Joined.here(config.ray_address, self._server))
         # What was imported until now, Ray's modules most of all, is never garbage. Without this a full collection
         # walks it for 40 ms, and charges that to whichever guest runs on the thread that it falls on.
         gc.collect()
