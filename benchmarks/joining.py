@@ -334,6 +334,13 @@ def measure(place: Town, leave_by: str) -> dict[str, float | int | str]:
     }
 
 
+def bounds_missed(found: dict[str, float | int | str]) -> list[str]:
+    """What is not as it has to be."""
+    missed = [name for name in ("failed", "cold_on_join", "cold_on_leave") if found[name]]
+    shares = [f"moved_on_{name}_percent" for name in ("join", "leave")]
+    return [*missed, *(name for name in shares if not _QUARTER[0] <= float(found[name]) <= _QUARTER[1])]
+
+
 def say(line: str) -> None:
     """How far it is."""
     print(line, file=sys.stderr, flush=True)
@@ -353,9 +360,7 @@ def main() -> int:
     with town(wanted.workers, wanted.rps) as place:
         found = measure(place, wanted.leave)
     print_result(found, as_json=wanted.json)
-    clean = not (found["failed"] or found["cold_on_join"] or found["cold_on_leave"])
-    shares = [float(found[f"moved_on_{name}_percent"]) for name in ("join", "leave")]
-    return 0 if clean and all(_QUARTER[0] <= share <= _QUARTER[1] for share in shares) else 1
+    return 1 if bounds_missed(found) else 0
 
 
 if __name__ == "__main__":

@@ -46,10 +46,8 @@ class SteadyLoad:
     def __init__(self, tls: ssl.SSLContext, ports: dict[str, int], workers: list[str], clients: int, seed: int) -> None:
         self._tls = tls
         self.ports = dict(ports)
-        #: Edges that may close on their clients at any time; of them, those that still take requests that must not be
-        #: repeated.
+        #: Edges that may close on their clients at any time.
         self.going: set[str] = set()
-        self.going_takes_posts = True
         self.seen: list[Seen] = []
         self._stop = threading.Event()
         self._threads = [
@@ -88,8 +86,7 @@ class SteadyLoad:
         connections: dict[str, Connection] = {}
         while not self._stop.wait(self.PAUSE_S):
             method = "POST" if dice.randrange(4) == 0 else "GET"
-            edges = [e for e in self.ports if method == "GET" or self.going_takes_posts or e not in self.going]
-            self.seen.append(self._request(connections, dice.choice(workers), dice.choice(edges), method))
+            self.seen.append(self._request(connections, dice.choice(workers), dice.choice([*self.ports]), method))
         for connection in connections.values():
             connection.close()
 
@@ -103,6 +100,8 @@ class SteadyLoad:
                     connections[via] = Connection(self._tls, self.ports[via], "localhost")
                 connected = True
                 answer = self._asked(connections[via], worker, method)
+                if answer.headers.get("connection") == "close":
+                    connections.pop(via).close()
                 timing = answer.timing
                 why = "" if answer.status == 200 else answer.body.decode(errors="replace")[:200]
                 return Seen(

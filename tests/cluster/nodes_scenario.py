@@ -22,7 +22,10 @@ from everwarm.client import Client
 from everwarm.home import Home
 
 ROOT = Path(everwarm.__file__).parent.parent
+HOSTS = Path(__file__).with_name("hosts")
 PORT = 8443
+#: Workers that are asked while nodes come and go, each about once in a second.
+MANY, RATE = 32, 30
 
 
 def name(i: int) -> str:
@@ -131,6 +134,49 @@ def scenario(machines: Machines) -> dict[str, object]:
     return facts
 
 
+class Load:
+    """Clients that ask many workers by the edges of all nodes, while nodes come and go (``hosts/steady_client.py``)."""
+
+    def __init__(self, machines: Machines) -> None:
+        workers = [f"m-{number}" for number in range(MANY)]
+        component = ROOT / "workers" / "zig" / "hello" / "worker.wasm"
+        deploy = [sys.executable, str(HOSTS / "head_driver.py"), "deploy", str(component), *workers]
+        environment = {**os.environ, "EVERWARM_HOME": str(machines.home(1))}
+        subprocess.run(deploy, env=environment, check=True, timeout=120, stdout=sys.stderr)
+        certificate = str(Home(machines.home(1)).ca_certificate)
+        client = [sys.executable, str(HOSTS / "steady_client.py"), certificate, str(PORT), str(RATE), *workers]
+        self._client = subprocess.Popen(client, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._said: list[dict[str, object]] = []
+
+    def use(self, *nodes: int) -> None:
+        """These have edges, from now on; over when all workers were asked twice since."""
+        assert self._client.stdin is not None
+        self._client.stdin.write(json.dumps([f"127.0.0.{i}" for i in nodes]) + "\n")
+        self._client.stdin.flush()
+        for _ in range(3):
+            self._hear()
+
+    def end(self) -> object:
+        """All that was seen."""
+        assert self._client.stdin is not None
+        self._client.stdin.close()
+        while "seen" not in (said := self._hear()):
+            pass
+        self._client.wait(30)
+        return said["seen"]
+
+    def _hear(self) -> dict[str, object]:
+        assert self._client.stdout is not None
+        said: dict[str, object] = json.loads(self._client.stdout.readline())
+        return said
+
+
+def homes(client: Client) -> dict[str, str]:
+    """Where workers are at home."""
+    found: dict[str, str] = client.statistics()[f"{name(1)}/server"]["homes"]
+    return found
+
+
 def coming_and_going(machines: Machines, client: Client) -> dict[str, object]:
     def in_ring(i: int) -> bool:
         return name(i) in client.members()["servers"]
@@ -140,10 +186,18 @@ def coming_and_going(machines: Machines, client: Client) -> dict[str, object]:
         return name(i) in client.servers
 
     facts: dict[str, object] = {}
+    load = Load(machines)
+    load.use(1, 2, 3)
+    facts["homes_of_three"] = homes(client)
     machines.start(4)
     facts["joined_after_s"] = seconds_until(lambda: in_ring(4))
     facts["joined_serves_after_s"] = seconds_until(lambda: fetched(machines, 4).startswith("hello") and known(4))
-    facts["removed"] = machines.run(1, "servers", "remove", name(4), "--json")
+    facts["homes_of_four"] = homes(client)
+    load.use(1, 2, 3, 4)
+    facts["removed"] = machines.run(4, "servers", "remove", "--json")
+    facts["homes_of_those_left"] = homes(client)
+    load.use(1, 2, 3)
+    facts["load"] = load.end()
     facts["called_back"] = machines.run(2, "servers", "add", "--json")
     facts["removed_wrong"] = machines.run(2, "servers", "remove", name(9))
     facts["down_on_a_node"] = machines.run(2, "down")
@@ -153,6 +207,8 @@ def coming_and_going(machines: Machines, client: Client) -> dict[str, object]:
     facts["fetched_meanwhile"] = [fetched(machines, i) for i in (1, 2, 4)]
     machines.start(3)
     facts["back_after_s"] = seconds_until(lambda: in_ring(3) and known(3))
+    # This driver knows it as lost, and looks for it once a second.
+    seconds_until(lambda: client.fetch("hello", server=name(3)).status == 200)
     facts["fetched_back"] = client.fetch("hello", server=name(3)).text
     return facts
 

@@ -97,6 +97,19 @@ def test_a_node_that_joins_late_serves_within_seconds(facts: dict[str, Any]) -> 
     assert facts["joined_serves_after_s"] is not None
 
 
+def test_a_node_that_comes_and_goes_under_load_is_noticed_by_no_client(facts: dict[str, Any]) -> None:
+    """Clients use its edge as soon as it answers, and until it refuses them. What it took over it gives back."""
+    three, four, left = (facts[f"homes_of_{which}"] for which in ("three", "four", "those_left"))
+    moved = {worker for worker in three if three[worker] != four[worker]}
+    assert {four[worker] for worker in moved} == {"node-127-0-0-4"}
+    assert left == three
+    seen = facts["load"]
+    assert [one for one in seen if one["status"] != 200] == []
+    of_moved = [one for one in seen if one["worker"] in moved]
+    assert [one for one in of_moved if "start;desc=cold" in one["timing"].replace('"', "")] == []
+    assert [one for one in of_moved if "node-127-0-0-4" in one["timing"]] != []
+
+
 def test_a_server_is_removed_and_called_back(facts: dict[str, Any]) -> None:
     assert sorted(said(facts["removed"])["servers"]) == ALL
     assert sorted(said(facts["called_back"])["servers"]) == [*ALL, "node-127-0-0-4"]

@@ -3,10 +3,10 @@
     python steady_client.py CA PORT RATE WORKER...          standard library only
 
 On stdin come lines of JSON, the addresses of the edges that there are from then on; when stdin ends it stops, waits for
-what is under way, and prints what it saw as JSON; before that a line for each round that is over. It sends by the clock, whoever is slow, to one worker after the
-other, so none has two requests at once unless an answer takes a whole round; each round by other edges, and one request
-in four is a POST. A worker whose name begins with ``slow-`` answers with what it gets, and is sent uploads that take
-seconds, one after the other.
+what is under way, and prints what it saw as JSON, and before that a line for each round that begins. It sends by the
+clock, whoever is slow, to one worker after the other, so none has two requests at once unless an answer takes a whole
+round; each round by other edges, and one request in four is a POST. A worker whose name begins with ``slow-`` answers
+with what it gets, and is sent uploads that take seconds, one after the other.
 
 It does what clients of HTTP do, and no more: a connection that says that it ends, or is closed while nothing is on it,
 is not used; an edge that takes no connection is left out for another one. A request that was sent on a kept connection
