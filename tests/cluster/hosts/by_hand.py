@@ -7,7 +7,7 @@ import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.cluster.hosts.machines import Machines
+from tests.cluster.hosts.machines import Machines, MachinesFailed
 from tests.cluster.hosts.ray_cluster import DESK, HEAD, RayCluster
 
 #: In front of every `ray start`, and what the head's has beside it: as in cluster.yaml, where each has its reason.
@@ -62,7 +62,13 @@ class ByHand:
             line = f"{_SETTINGS} {_HEAD_SETTINGS} ray start --head --port=6379 --include-dashboard=false {own}"
         else:
             line = f"{_SETTINGS} ray start --address={self.machines.address(HEAD)}:6379 {own}"
-        self.on(name, line, timeout_s=_START_S)
+        try:
+            self.on(name, line, timeout_s=_START_S)
+        except MachinesFailed as failed:
+            # Ray gives its own processes 30 s to start, and no setting changes that; as in `ray_cluster`, once more.
+            if "timed out during startup" not in str(failed):
+                raise
+            self.on(name, f"ray stop; {line}", timeout_s=2 * _START_S)
 
     def up(self) -> None:
         """Start Everwarm, on all machines that were started and on those that will be."""
