@@ -12,7 +12,7 @@ from pathlib import Path
 from actors.peer import Calls
 from actors.view import decode_plain, encode_plain
 from isolates.artifact import ArtifactStore, Piece, decode_compiled
-from isolates.engine import fingerprint
+from isolates.engine import engine_text
 
 #: Code that nobody names stays so long: deploys take minutes at most, and a rollback soon after finds its code here.
 _CODE_KEPT_S = 3_600.0
@@ -33,8 +33,8 @@ class CodeKeeper:
         }
 
     async def engine(self, payload: bytes) -> bytes:
-        """The engine that code here is for (``isolates.engine.fingerprint``)."""
-        return fingerprint().encode()
+        """The engine that code here is for (``isolates.engine.engine_text``)."""
+        return engine_text().encode()
 
     async def missing_code(self, payload: bytes) -> bytes:
         """Which of these component digests are not here, or not as they should be."""

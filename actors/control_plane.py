@@ -76,6 +76,7 @@ class ControlPlane:
             fleet,
             secrets_of=self._secrets.of,
             serving=lambda: self._ring.serving,
+            apart=lambda: self._ring.apart,
             home_of=self._ring.home_of,
             changing=changing,
             now_ms=now_ms,

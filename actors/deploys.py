@@ -73,7 +73,7 @@ class _Upload:
 
 class Deploys:
     """What is deployed, and how that changes. ``cordons``: has servers have hosts for what is deployed.
-    ``secrets_of``: the values of a worker's secrets."""
+    ``apart``: who cannot run what is compiled here, and why. ``secrets_of``: the values of a worker's secrets."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Deploys:
         *,
         secrets_of: Callable[[str], dict[str, str]],
         serving: Callable[[], list[str]],
+        apart: Callable[[], dict[str, str]],
         home_of: Callable[[str], str | None],
         changing: asyncio.Lock,
         now_ms: Callable[[], int],
@@ -96,6 +97,7 @@ class Deploys:
         self._fleet = fleet
         self._secrets_of = secrets_of
         self._serving = serving
+        self._apart = apart
         self._home_of = home_of
         self._changing = changing
         self._now_ms = now_ms
@@ -211,6 +213,7 @@ class Deploys:
             late |= await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
             seq = self._catalog.deploy(Deployment.whole(name, version.version_id, routes), author, self._now_ms())
             await self._publish_change(seq, name, late)
+        without = {**self._apart(), **late}
         job.result = {
             "worker": name,
             "version": version.version_id,
@@ -220,8 +223,8 @@ class Deploys:
             "own_bytes": compiled.own_bytes,
             "startup_cpu_ms": round(compiled.startup_cpu_ms, 2),
             "servers": servers,
-            "late": sorted(late),
-            "why_late": late,
+            "late": sorted(without),
+            "why_late": without,
             "plan": upload.plan.value,
             "cordon": upload.cordon,
             # It is allowed: whoever is bound to each other has to be deployed one after the other.

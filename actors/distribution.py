@@ -23,7 +23,7 @@ from actors.peer import PeerFailed, PeerLost
 from actors.view import decode_plain, encode_plain
 from actors.worker import Limits
 from isolates.artifact import Compiled, Piece, encode_compiled
-from isolates.engine import fingerprint
+from isolates.engine import engine_text
 
 _log = logging.getLogger("everwarm.distribution")
 
@@ -73,8 +73,9 @@ class Distribution:
 
         ``PeerLost`` and ``PeerFailed`` when it is not to be reached, ``OtherEngine`` when it cannot run it.
         """
-        if await self._fleet.call(server, "engine") != fingerprint().encode():
-            raise OtherEngine("another CPU, or another wasmtime, than the control plane's")
+        engine = (await self._fleet.call(server, "engine")).decode(errors="replace")
+        if engine != engine_text():
+            raise OtherEngine(f"it has {engine[:200]}; code here is compiled by {engine_text()}")
         limits = self._limits()
         digests = sorted(limits)
         for i in range(0, len(digests), _PAGE):

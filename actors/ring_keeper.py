@@ -81,6 +81,7 @@ class RingKeeper:
         self._telling_again: set[str] = set()
         self._changed = asyncio.Event()
         self._ring: Ring | None = None
+        self._apart: dict[str, str] = {}
         self._handed = {"moved": 0, "warm": 0, "failed": 0, "late": 0}
         fleet.on_lost = self._doubt
         distribution.on_unplaced = self._unplaced
@@ -112,6 +113,11 @@ class RingKeeper:
     def serving(self) -> list[str]:
         """Who serves requests: they have to have the code, and hear of deploys."""
         return self._membership.serving
+
+    @property
+    def apart(self) -> dict[str, str]:
+        """Who is there and can never run what is compiled here, each with the reason. Nobody who was forgotten."""
+        return dict(self._apart)
 
     def home_of(self, key: str) -> str | None:
         """The home of a worker's key by the latest ring; None while nobody is home to anything."""
@@ -227,13 +233,16 @@ class RingKeeper:
                 await self._fleet.call(server, "configure", encode_plain({"draining": False}), role="shard")
                 digests = await self._distribution.install_all(server)
                 await self._fleet.call(server, "collect_code", encode_plain(digests))
+                self._apart.pop(server, None)
                 self._act(self._membership.placed(server, self._clock()))
                 return
             except (PeerLost, PeerFailed) as failed:
                 _log.error("code did not reach %s: %s", server, failed)
             except OtherEngine as other:
                 # Nothing that is tried again makes it another machine.
-                _log.error("%s cannot run what is compiled here: %s", server, other)
+                if self._apart.get(server) != str(other):  # its next beat asks again, and nothing is new
+                    _log.error("%s cannot run what is compiled here: %s", server, other)
+                self._apart[server] = str(other)
                 self._act(self._membership.unfit(server, self._clock(), str(other)))
                 return
             except Exception:
@@ -293,6 +302,7 @@ class RingKeeper:
         return int(decode_plain(await self._fleet.call(server, "statistics", role="shard"))["in_flight"])
 
     def _forget(self, forget: Forget) -> None:
+        self._apart.pop(forget.server, None)
         watching = self._watching.pop(forget.server, None)
         if watching is not None:
             watching.cancel()

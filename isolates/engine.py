@@ -8,8 +8,10 @@ functions: every wait in a host function has its own time limit.
 
 import ctypes
 import hashlib
+import os
 import platform
 import re
+import sysconfig
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +20,7 @@ from typing import cast
 
 from wasmtime import Config, Engine
 
+from isolates.cpu import SETTING, Target, target_of
 from isolates.linkers import Linkers
 from isolates.native import config_concurrency_support, engine_increment_epoch
 from isolates.wasi import world
@@ -56,15 +59,28 @@ def cause_of(message: str) -> str:
 
 
 @cache
-def fingerprint() -> str:
-    """Names what compiled code depends on: wasmtime's version, our settings, the CPU. 16 hex digits."""
+def target() -> Target:
+    """What is compiled for here. ``ValueError`` when the operator's setting is none (``cpu.SETTING``)."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpu:
-            flags = sorted(next(line for line in cpu if line.startswith(("flags", "Features"))).split())
+            has = set(next(line for line in cpu if line.startswith(("flags", "Features"))).split())
     except (OSError, StopIteration):
-        flags = []
-    parts = (version("wasmtime"), platform.machine(), " ".join(flags), repr(sorted(_SETTINGS.items())))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        has = set()
+    musl = str(sysconfig.get_config_var("HOST_GNU_TYPE")).endswith("musl")
+    return target_of(platform.machine(), has, musl=musl, level=os.environ.get(SETTING, ""))
+
+
+@cache
+def engine_text() -> str:
+    """What compiled code depends on, for people and to be compared: wasmtime's version, the CPU, our settings."""
+    settings = hashlib.sha256(repr(sorted(_SETTINGS.items())).encode()).hexdigest()[:8]
+    return f"wasmtime {version('wasmtime')} for {target().name} (settings {settings})"
+
+
+@cache
+def fingerprint() -> str:
+    """The same as a name for files. 16 hex digits."""
+    return hashlib.sha256(engine_text().encode()).hexdigest()[:16]
 
 
 class Sandbox:
@@ -83,6 +99,10 @@ class Sandbox:
         # Tasks of WASI 0.3, which the bindings can not host. With their book-keeping wasmtime 50 ends every guest that
         # passes two borrowed handles in one call, as a poll of two pollables does.
         config_concurrency_support(config.ptr(), False)
+        if target().triple:
+            config.target = target().triple
+        for flag in target().flags:
+            config.cranelift_flag_enable(flag)
         self.engine = Engine(config)
         self.world = make_world()
         # Timers may still touch the engine while the interpreter ends, so it is never freed.

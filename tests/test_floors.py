@@ -34,7 +34,7 @@ PURE = {
     "everwarm.nodes",
     *(f"everwarm.doctor.{n}" for n in "facts findings".split()),
     "ingress.routes",
-    *(f"isolates.{n}" for n in "limits outcome conversation egress immortal stores".split()),
+    *(f"isolates.{n}" for n in "limits outcome conversation egress immortal stores cpu".split()),
     *(f"actors.{n}" for n in "host_counts machine_metrics live_tail wire".split()),
     *(f"tracing.{n}" for n in "metrics otlp_url".split()),
     *(f"tracing.{n}" for n in "trace sampling token_bucket summary redaction waterfall".split()),

@@ -151,6 +151,8 @@ def _versions(facts: ClusterFacts) -> _Lines:
 def _same(name: str) -> str:
     if name == "python":
         return "Install the head's minor version there, remove ~/everwarm/venv, and run `ray up` again."
+    if name == "cpu":
+        return "Code is compiled for the head's, so it can be no server here. Take machines of one architecture."
     return "Run `./dev ray-up` again: it installs the same everywhere."
 
 

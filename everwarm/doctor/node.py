@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PACKAGES = ("everwarm", "ray", "wasmtime")
-#: Settings of Ray that a node has from the command that started it.
+#: Settings that a node has from the command that started Ray on it: Ray's, and the CPU that is compiled for.
 SETTINGS = (
     "RAY_AUTH_MODE",
     "RAY_grpc_client_keepalive_time_ms",
     "RAY_grpc_client_keepalive_timeout_ms",
     "RAY_gcs_rpc_server_reconnect_timeout_s",
     "RAY_worker_niceness",
+    "EVERWARM_CPU",
 )
 #: A connection between two machines of a cluster takes below a millisecond.
 CONNECT_S = 3.0
@@ -36,7 +37,11 @@ def look(state_directory: str = "") -> dict[str, Any]:
     disks = {"state": state, "Ray's files": tempfile.gettempdir()}
     return {
         "hostname": socket.gethostname(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            "cpu": platform.machine(),
+        },
         "token": _token(),
         "environment": {name: os.environ.get(name, "") for name in SETTINGS},
         "disks": [_disk(holds, path) for holds, path in disks.items()],

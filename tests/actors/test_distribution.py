@@ -12,7 +12,7 @@ from actors.distribution import Distribution, OtherEngine
 from actors.peer import PeerFailed
 from actors.view import encode_plain
 from isolates.artifact import Piece
-from isolates.engine import fingerprint
+from isolates.engine import engine_text
 from tests.simulation.virtual_loop import play
 
 
@@ -26,7 +26,7 @@ class Fleet:
         self.stalls: dict[str, asyncio.Event] = {}
         self.full: set[str] = set()
         self.manifests: list[str] = []
-        self.engine = fingerprint()
+        self.engine = engine_text()
 
     async def call(self, server: str, method: str, payload: bytes = b"") -> bytes:
         if server in self.stalls:
@@ -192,8 +192,8 @@ def test_a_machine_whose_disk_is_full_is_late_alone_and_says_why(make: Callable[
 def test_a_machine_of_another_kind_gets_nothing(make: Callable[..., Site]) -> None:
     async def scenario() -> None:
         site = make("engine")
-        site.fleet.engine = "0" * 16
-        with pytest.raises(OtherEngine, match="another CPU"):
+        site.fleet.engine = "wasmtime 50.0.1 for aarch64 (settings 00000000)"
+        with pytest.raises(OtherEngine, match=r"it has wasmtime 50.0.1 for aarch64 .*; code here is compiled by"):
             await site.distribution.install_all("a")
 
     play(scenario())
