@@ -33,11 +33,12 @@ Progress = Callable[[str], None]
 
 
 class _Line(msgspec.Struct):
-    """What the compile process says in a line: one of the three."""
+    """What the compile process says in a line: one of the four."""
 
     progress: str | None = None
     compiled: Compiled | None = None
     rejected: Rejected | None = None
+    disk: int | None = None
 
 
 class Deployer:
@@ -73,7 +74,8 @@ class Deployer:
         return made
 
     async def store(self, component: bytes, limits: Limits, progress: Progress) -> Compiled | Rejected:
-        """Check, compile, start once and keep ``component``; or say why not, with nothing kept."""
+        """Check, compile, start once and keep ``component``; or say why not, with nothing kept. ``OSError`` when the
+        disk does not take it."""
         progress("checking")
         rejected = rejected_by_header(component, limits.component_raw_bytes_max)
         if rejected is not None:
@@ -153,11 +155,13 @@ class Deployer:
 
 
 async def _result(output: asyncio.StreamReader, progress: Progress) -> Compiled | Rejected | None:
-    """Read the compile process's lines to the end: its result, None when it gave none."""
+    """Read the compile process's lines to the end: its result, None when it gave none. ``OSError`` of its disk."""
     result: Compiled | Rejected | None = None
     while raw := await output.readline():
         line = msgspec.json.decode(raw, type=_Line)
         if line.progress is not None:
             progress(line.progress)
+        if line.disk is not None:
+            raise OSError(line.disk, os.strerror(line.disk))
         result = line.compiled or line.rejected or result
     return result

@@ -8,6 +8,7 @@ and only then does the catalog change and every view with it. The switch and a c
 import asyncio
 import logging
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,7 @@ from actors.worker import ROUTES_MAX, Deployment, Limits, Plan, Reuse, Version, 
 from actors.worker_names import worker_name
 from isolates.acceptance import Rejected
 from isolates.artifact import Compiled
+from isolates.disk import disk_trouble
 
 _log = logging.getLogger("everwarm.deploys")
 
@@ -73,7 +75,7 @@ class _Upload:
 
 class Deploys:
     """What is deployed, and how that changes. ``cordons``: has servers have hosts for what is deployed.
-    ``apart``: who cannot run what is compiled here, and why. ``secrets_of``: the values of a worker's secrets."""
+    ``secrets_of``: the values of a worker's secrets. ``serving``, ``hearing``, ``without``: see ``RingKeeper``."""
 
     def __init__(
         self,
@@ -84,7 +86,8 @@ class Deploys:
         *,
         secrets_of: Callable[[str], dict[str, str]],
         serving: Callable[[], list[str]],
-        apart: Callable[[], dict[str, str]],
+        hearing: Callable[[], list[str]],
+        without: Callable[[], dict[str, str]],
         home_of: Callable[[str], str | None],
         changing: asyncio.Lock,
         now_ms: Callable[[], int],
@@ -97,7 +100,8 @@ class Deploys:
         self._fleet = fleet
         self._secrets_of = secrets_of
         self._serving = serving
-        self._apart = apart
+        self._hearing = hearing
+        self._without = without
         self._home_of = home_of
         self._changing = changing
         self._now_ms = now_ms
@@ -151,9 +155,13 @@ class Deploys:
             await self._deploy(job, plain)
         except (ValueError, CatalogError) as wrong:
             job.error = {"code": "refused", "message": f"{wrong}", "advice": ""}
+        except (OSError, sqlite3.OperationalError) as failed:
+            trouble = disk_trouble(failed)
+            _log.error("deploying %s failed: %s", job.worker, failed, exc_info=None if trouble else failed)
+            job.error = _failed(trouble)
         except Exception:
             _log.exception("deploying %s failed", job.worker)
-            job.error = {"code": "internalError", "message": "The deploy failed on the platform.", "advice": ""}
+            job.error = _failed("")
         finally:
             job.enter("failed" if job.error else "done")
             job.done = True
@@ -192,6 +200,14 @@ class Deploys:
         name, compiled, author, routes = upload.worker, upload.compiled, upload.author, upload.routes
         servers = self._serving()
         late = await self._distribution.distribute(servers, compiled)
+        if servers and len(late) == len(servers):
+            nowhere = "; ".join(f"{server}: {why}" for server, why in sorted(late.items()))
+            job.error = {
+                "code": "nowhere",
+                "message": f"No server could take the code ({nowhere[:500]}).",
+                "advice": "What was deployed before goes on.",
+            }
+            return
         if late:
             _log.warning("%s goes on without %s", name, late)
         async with self._changing:
@@ -213,7 +229,7 @@ class Deploys:
             late |= await self._distribution.distribute([s for s in self._serving() if s not in servers], compiled)
             seq = self._catalog.deploy(Deployment.whole(name, version.version_id, routes), author, self._now_ms())
             await self._publish_change(seq, name, late)
-        without = {**self._apart(), **late}
+        without = {**self._without(), **late}
         job.result = {
             "worker": name,
             "version": version.version_id,
@@ -273,7 +289,8 @@ class Deploys:
             _log.info("%s was not started at %s: %s", version.version_id, home, away or "it took too long")
 
     async def _publish_change(self, seq: int, worker: str, late: Collection[str] = ()) -> None:
-        """Tell all but those who are ``late``: they notice with their heartbeats, when they have the code or soon."""
+        """Tell all but those who are ``late`` and may hang: they notice with their heartbeats. Who has no room for the
+        code is told: it sends its clients' requests to those that have it."""
         deployed = self._catalog.find(worker)
         plain = {
             "seq": seq,
@@ -281,5 +298,17 @@ class Deploys:
             "deployed": None if deployed is None else deployed_to_plain(deployed),
             "secrets": {} if deployed is None else self._secrets_of(worker),
         }
-        told = [server for server in self._serving() if server not in late]
+        without = self._without()
+        told = [server for server in self._hearing() if server not in late or server in without]
         await self._fleet.tell(told, "apply_change", encode_plain(plain))
+
+
+def _failed(trouble: str) -> dict[str, str]:
+    """What is said of a deploy that the platform could not carry out. ``trouble``: with the ControlPlane's disk."""
+    if not trouble:
+        return {"code": "internalError", "message": "The deploy failed on the platform.", "advice": ""}
+    return {
+        "code": "noRoom",
+        "message": f"The ControlPlane could not keep it: {trouble}.",
+        "advice": "What was deployed before goes on. Make room on the cluster's head, and deploy again.",
+    }

@@ -33,6 +33,10 @@ _PAGE = 500
 _PIECES_AT_ONCE = 8
 
 
+class NoRoom(Exception):
+    """A server is there, and its disk does not take the code: the message says why, and names no path."""
+
+
 class OtherEngine(Exception):
     """A server's CPU or its wasmtime is not the ControlPlane's: what is compiled here is of no use there."""
 
@@ -65,13 +69,13 @@ class Distribution:
         self._shared: dict[str, _Shared] = {}
         self._deployed: tuple[int, dict[str, Limits]] | None = None  # as of a change of the catalog
         self._late: set[asyncio.Task[str]] = set()
-        #: Hears of each server that serves and did not get what is being deployed.
-        self.on_unplaced: Callable[[str], None] = lambda server: None
+        #: Hears of each server that serves and did not get what is being deployed; of one that answers, also why.
+        self.on_unplaced: Callable[[str, str], None] = lambda server, why: None
 
     async def install_all(self, server: str) -> list[str]:
         """Put the code of everything that is deployed in place on a server; the digests of those components.
 
-        ``PeerLost`` and ``PeerFailed`` when it is not to be reached, ``OtherEngine`` when it cannot run it.
+        ``PeerLost`` and ``PeerFailed`` when it is not to be reached, ``OtherEngine`` when it cannot run it, ``NoRoom``.
         """
         engine = (await self._fleet.call(server, "engine")).decode(errors="replace")
         if engine != engine_text():
@@ -119,9 +123,13 @@ class Distribution:
         """Put one component on a server: why that failed, or nothing."""
         try:
             await self._install(server, compiled)
+        except NoRoom as full:
+            _log.error("code was not put in place on %s: %s", server, full)
+            self.on_unplaced(server, str(full))
+            return str(full)
         except (PeerLost, PeerFailed) as failed:
             _log.error("code did not reach %s: %s", server, failed)
-            self.on_unplaced(server)
+            self.on_unplaced(server, "")
             return str(failed)
         return ""
 
@@ -139,8 +147,8 @@ class Distribution:
         wanted = encode_plain([asdict(piece) for piece in compiled.pieces])
         for missing in decode_plain(await call(server, "missing_pieces", wanted)):
             async with self._payload(Piece(**missing)) as payload:
-                await call(server, "install_piece", payload)
-        await call(server, "install_code", encode_compiled(compiled))
+                _check(await call(server, "install_piece", payload))
+        _check(await call(server, "install_code", encode_compiled(compiled)))
 
     @asynccontextmanager
     async def _payload(self, piece: Piece) -> AsyncIterator[bytes]:
@@ -170,3 +178,8 @@ class Distribution:
         except BaseException:
             self._places.release()
             raise
+
+
+def _check(answer: bytes) -> None:
+    if answer:
+        raise NoRoom(answer.decode(errors="replace")[:200])

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from actors.catalog import Catalog
-from actors.distribution import Distribution, OtherEngine
+from actors.distribution import Distribution, NoRoom, OtherEngine
 from actors.fleet import Fleet
 from actors.handover import hand_over
 from actors.membership import (
@@ -81,7 +81,7 @@ class RingKeeper:
         self._telling_again: set[str] = set()
         self._changed = asyncio.Event()
         self._ring: Ring | None = None
-        self._apart: dict[str, str] = {}
+        self._without: dict[str, str] = {}
         self._handed = {"moved": 0, "warm": 0, "failed": 0, "late": 0}
         fleet.on_lost = self._doubt
         distribution.on_unplaced = self._unplaced
@@ -115,9 +115,17 @@ class RingKeeper:
         return self._membership.serving
 
     @property
-    def apart(self) -> dict[str, str]:
-        """Who is there and can never run what is compiled here, each with the reason. Nobody who was forgotten."""
-        return dict(self._apart)
+    def without(self) -> dict[str, str]:
+        """Who lives and has not what is deployed, each with the reason: another CPU, a full disk. Nobody who was
+        forgotten."""
+        return dict(self._without)
+
+    @property
+    def hearing(self) -> list[str]:
+        """Who hears of deploys and of the ring: those that serve, and those that live without the code. Their clients'
+        requests go to others, and they have to know to whom."""
+        serving = self._membership.serving
+        return serving + [server for server in self._without if server not in serving]
 
     def home_of(self, key: str) -> str | None:
         """The home of a worker's key by the latest ring; None while nobody is home to anything."""
@@ -190,7 +198,7 @@ class RingKeeper:
                         "server": member.name,
                         "weight": member.weight,
                         "state": member.state.value,
-                        "why": member.why,
+                        "why": member.why or self._without.get(member.name, ""),
                         "heard_ago_s": round(now_s - member.heard_s, 1),
                         "since_s": round(now_s - member.since_s, 1),
                     }
@@ -233,16 +241,20 @@ class RingKeeper:
                 await self._fleet.call(server, "configure", encode_plain({"draining": False}), role="shard")
                 digests = await self._distribution.install_all(server)
                 await self._fleet.call(server, "collect_code", encode_plain(digests))
-                self._apart.pop(server, None)
+                self._without.pop(server, None)
                 self._act(self._membership.placed(server, self._clock()))
                 return
             except (PeerLost, PeerFailed) as failed:
                 _log.error("code did not reach %s: %s", server, failed)
+            except NoRoom as full:
+                if self._without.get(server) != str(full):  # asked each second, until there is room
+                    _log.error("code was not put in place on %s: %s", server, full)
+                self._without[server] = str(full)
             except OtherEngine as other:
                 # Nothing that is tried again makes it another machine.
-                if self._apart.get(server) != str(other):  # its next beat asks again, and nothing is new
+                if self._without.get(server) != str(other):  # its next beat asks again, and nothing is new
                     _log.error("%s cannot run what is compiled here: %s", server, other)
-                self._apart[server] = str(other)
+                self._without[server] = str(other)
                 self._act(self._membership.unfit(server, self._clock(), str(other)))
                 return
             except Exception:
@@ -268,12 +280,16 @@ class RingKeeper:
         async with self._changing:
             # Once more, for what was deployed meanwhile; nearly always this is one question.
             for server in sorted(warm.coming):
-                with suppress(PeerLost, PeerFailed):
+                try:
                     await self._distribution.install_all(server)
+                except (PeerLost, PeerFailed):
+                    pass
+                except NoRoom as full:
+                    self._unplaced(server, str(full))
             self._act(self._membership.warmed(warm.change, self._clock()))
 
     async def _publish(self, publish: Publish) -> None:
-        await self._fleet.tell(self._membership.serving, "apply_ring", self._ring_payload())
+        await self._fleet.tell(self.hearing, "apply_ring", self._ring_payload())
         self._told_epoch = max(self._told_epoch, publish.epoch)
         self._say_changed()
 
@@ -302,7 +318,7 @@ class RingKeeper:
         return int(decode_plain(await self._fleet.call(server, "statistics", role="shard"))["in_flight"])
 
     def _forget(self, forget: Forget) -> None:
-        self._apart.pop(forget.server, None)
+        self._without.pop(forget.server, None)
         watching = self._watching.pop(forget.server, None)
         if watching is not None:
             watching.cancel()
@@ -332,10 +348,13 @@ class RingKeeper:
                 role.cancel()
         self._act(self._membership.died(server, self._clock()))
 
-    def _unplaced(self, server: str) -> None:
-        """A server did not get what is deployed: without it it is home to nothing, and it gets it when it joins."""
-        if server in self._membership.serving:  # who joins is not done before it has it
-            self._act(self._membership.unfit(server, self._clock(), "lacks code"))
+    def _unplaced(self, server: str, why: str) -> None:
+        """A server did not get what is deployed: without it it is home to nothing, and it gets it when it joins.
+        ``why``: of one that answers."""
+        if why:
+            self._without[server] = why
+        if self._membership.state(server) not in (State.JOINING, State.LOST):  # who joins is not done before it has it
+            self._act(self._membership.unfit(server, self._clock(), f"lacks code: {why}" if why else "lacks code"))
 
     def _doubt(self, server: str) -> None:
         """A call to a server broke: if it does not answer another one, it is dead."""

@@ -5,7 +5,7 @@ this machine, and who refused before. ``routing`` decides. Nothing here waits fo
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
@@ -25,7 +25,8 @@ _ORDER_LENGTH = 4
 
 
 class RouteFinder:
-    """The ways from one Server. ``sharding``: without it each machine is the home of whatever arrives on it."""
+    """The ways from one Server. ``sharding``: without it each machine is the home of whatever arrives on it.
+    ``has_code``: whether a component's code is on this machine."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class RouteFinder:
         *,
         keeper: ViewKeeper,
         hosts: Hosts,
+        has_code: Callable[[str], bool],
         warmth: Warmth,
         refusals: Refusals,
         limits: RoutingLimits | None = None,
@@ -41,6 +43,7 @@ class RouteFinder:
         self._name = name
         self._keeper = keeper
         self._hosts = hosts
+        self._has_code = has_code
         self._warmth = warmth
         self._refusals = refusals
         self._limits = limits or RoutingLimits()
@@ -61,7 +64,10 @@ class RouteFinder:
     def route(self, request: Request, *, hosts_here: bool = True) -> tuple[str | None, Route]:
         """The worker's home, and where a request with a version runs. ``hosts_here``: as far as the request knows."""
         home = self.home_of(request.worker)
-        hosts_here = hosts_here and bool(self._hosts.alive_of(request.cordon))
+        # Without the code of a version (its disk is full) a machine is as one without hosts, to this version.
+        hosts_here = (
+            hosts_here and bool(self._hosts.alive_of(request.cordon)) and self._has_code(request.component_digest)
+        )
         situation = self._warmth.situation(
             request.worker,
             request.version,

@@ -7,6 +7,7 @@ in the history, with who did it, and nothing has to be told apart from a deploy.
 Nothing here gives a value back.
 """
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -16,6 +17,7 @@ from actors.peer import Calls
 from actors.secret_store import SecretRefused, SecretStore
 from actors.view import decode_plain, encode_plain
 from actors.worker_names import worker_name
+from isolates.disk import disk_trouble
 
 
 class SecretKeeper:
@@ -39,16 +41,21 @@ class SecretKeeper:
         worker, name, author = str(plain["worker"]), str(plain["name"]), str(plain["author"])
         try:
             self._store.put(worker_name(worker), name, str(plain["value"]), author, self._now_ms())
+            return encode_plain({"versions": await self._renew(worker, name, author)})
         except (SecretRefused, ValueError) as refused:
             return encode_plain({"error": str(refused)})
-        return encode_plain({"versions": await self._renew(worker, name, author)})
+        except sqlite3.OperationalError as failed:
+            return _not_kept(failed)
 
     async def delete_secret(self, payload: bytes) -> bytes:
         """``{worker, name, author}`` -> ``{"deleted": bool, "versions": [id, …]}``."""
         plain = decode_plain(payload)
         worker, name, author = str(plain["worker"]), str(plain["name"]), str(plain["author"])
-        deleted = self._store.delete(worker, name)
-        versions = await self._renew(worker, name, author) if deleted else []
+        try:
+            deleted = self._store.delete(worker, name)
+            versions = await self._renew(worker, name, author) if deleted else []
+        except sqlite3.OperationalError as failed:
+            return _not_kept(failed)
         return encode_plain({"deleted": deleted, "versions": versions})
 
     async def list_secrets(self, payload: bytes) -> bytes:
@@ -66,3 +73,11 @@ class SecretKeeper:
         """The secrets that what is deployed of a worker names."""
         deployed = self._catalog.find(worker)
         return {name for version in (deployed.versions if deployed else ()) for name in version.bindings.secrets}
+
+
+def _not_kept(failed: sqlite3.OperationalError) -> bytes:
+    """The answer where the ControlPlane's disk did not take a secret, or the version that is to begin with it."""
+    trouble = disk_trouble(failed)
+    if not trouble:
+        raise failed
+    return encode_plain({"error": f"the ControlPlane could not keep it: {trouble}"})

@@ -111,6 +111,7 @@ class Server:
             name,
             keeper=self._keeper,
             hosts=self._hosts,
+            has_code=self._code.has,
             warmth=self._warmth,
             refusals=self._client.refusals,
             limits=routing_limits,
@@ -273,6 +274,8 @@ class Server:
 
     async def _run_here(self, request: Request, body: BodySource) -> Answer:
         """Run it on this machine, whatever becomes of it: it was offered to another one before."""
+        if not self._code.has(request.component_digest):
+            return EndedAnswer(Ended(Outcome.LOAD_SHED, "its code is not on this machine, and no other has a place"))
         return await self._hosts.run(request, body)
 
     async def _run_at_home(self, request: Request, body: BodySource, recorder: Recorder) -> Answer:

@@ -8,6 +8,7 @@ power cut may take back the last moments, but leaves no half of anything.
 A number that `increment` keeps is its decimal text, so `get` reads what a guest may have set.
 """
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from isolates.disk import disk_trouble
 from isolates.stores import StoreAsked, StoreTold
+
+_log = logging.getLogger("everwarm.stores")
 
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS store (
@@ -68,6 +72,7 @@ class StoreFile:
         finally:
             os.close(descriptor)
         self._limits = limits or StoreLimits()
+        self._in_trouble = False
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
@@ -100,6 +105,14 @@ class StoreFile:
                     raise _Refused("no such operation")
         except _Refused as why:
             return StoreTold(error=("other", str(why)))
+        except sqlite3.OperationalError as failed:
+            if not disk_trouble(failed):
+                raise
+            if not self._in_trouble:  # once: guests ask as often as they like
+                _log.error("the stores cannot be written: %s", failed)
+            self._in_trouble = True
+            return StoreTold(error=("other", "the stores cannot be written now"))
+        self._in_trouble = False
         return StoreTold()
 
     def close(self) -> None:
@@ -204,7 +217,8 @@ class StoreFile:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a full disk may have rolled back already
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")

@@ -13,7 +13,7 @@ One process at a time compiles into a store.
     python -m isolates.compiler COMPONENT STORE STARTUP_CPU_MS MEMORY_SOFT_BYTES MEMORY_BYTES
 
 prints one JSON object a line: ``{"progress": "..."}`` any number of times, then ``{"compiled": {...}}`` or
-``{"rejected": {...}}``.
+``{"rejected": {...}}``, or ``{"disk": errno}`` when the store's disk did not take it.
 """
 
 import json
@@ -31,6 +31,7 @@ from isolates.acceptance import Rejected, rejected_by_type
 from isolates.artifact import ArtifactStore, Compiled, Mapped, Piece, digest_of, encode_compiled
 from isolates.component_binary import Root
 from isolates.component_value import GuestTrap, integer, latin1
+from isolates.disk import disk_trouble
 from isolates.engine import Sandbox, cause_of, sandbox
 from isolates.isolate import Isolate, StartFailed
 from isolates.limits import IsolateLimits
@@ -324,12 +325,18 @@ def main(arguments: list[str]) -> int:
     def say(plain: object) -> None:
         print(json.dumps(plain), flush=True)
 
-    result = compile_and_start(
-        Path(source).read_bytes(),
-        ArtifactStore(Path(directory)),
-        limits,
-        lambda phase: say({"progress": phase}),
-    )
+    try:
+        result = compile_and_start(
+            Path(source).read_bytes(),
+            ArtifactStore(Path(directory)),
+            limits,
+            lambda phase: say({"progress": phase}),
+        )
+    except OSError as failed:
+        if not disk_trouble(failed):
+            raise
+        say({"disk": failed.errno})
+        return 1
     if isinstance(result, Compiled):
         say({"compiled": json.loads(encode_compiled(result))})
     else:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from actors.distribution import Distribution, OtherEngine
-from actors.peer import PeerFailed
 from actors.view import encode_plain
 from isolates.artifact import Piece
 from isolates.engine import engine_text
@@ -39,7 +38,7 @@ class Fleet:
             return encode_plain([asdict(piece) for piece in self._pieces])
         if method == "install_piece":
             if server in self.full:
-                raise PeerFailed(f"{server}/server.install_piece: no space left")
+                return b"its disk is full"
             await asyncio.sleep(0.1)
             self.sent.setdefault(server, []).append(payload)
         if method == "install_code":
@@ -88,13 +87,13 @@ class Site:
         self.pieces = [piece(name) for name in names]
         self.fleet = Fleet(self.pieces)
         self.shared: list[bytes] = []
-        self.unplaced: list[str] = []
+        self.unplaced: list[tuple[str, str]] = []
         for name in names:
             (directory / name).write_bytes(b"code")
         deployer = Deployer(directory)
         deployer.piece_path = lambda digest: directory / digest
         self.distribution = Distribution(Catalog(), deployer, self.fleet, self.share)  # type: ignore[arg-type]
-        self.distribution.on_unplaced = self.unplaced.append
+        self.distribution.on_unplaced = lambda server, why: self.unplaced.append((server, why))
 
     async def share(self, payload: bytes) -> bytes:
         self.shared.append(payload)
@@ -182,8 +181,8 @@ def test_a_machine_whose_disk_is_full_is_late_alone_and_says_why(make: Callable[
     async def scenario() -> None:
         site = make("engine")
         site.fleet.full = {"b"}
-        assert await site.distribute("a", "b", "c") == {"b": "b/server.install_piece: no space left"}
-        assert site.unplaced == ["b"]
+        assert await site.distribute("a", "b", "c") == {"b": "its disk is full"}
+        assert site.unplaced == [("b", "its disk is full")]
         assert sorted(site.fleet.manifests) == ["a", "c"]
 
     play(scenario())

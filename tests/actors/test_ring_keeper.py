@@ -164,7 +164,7 @@ def test_a_member_that_a_deploy_did_not_reach_comes_back_with_its_beat() -> None
         keeper = _keeper(servers, distribution)
         for name in servers:
             await keeper.join(encode_plain({"server": name, "weight": 1}))
-        distribution.on_unplaced("b")  # type: ignore[attr-defined]
+        distribution.on_unplaced("b", "")  # type: ignore[attr-defined]
         assert keeper.serving == ["a"]
         await _beat(keeper, "b", servers["b"])
         await asyncio.sleep(5.0)
