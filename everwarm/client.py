@@ -231,6 +231,11 @@ def _connect_to_nodes(home: Home, address: str) -> AsyncClient:
             f"Everwarm does not run on the Ray at {address}. Start it on its head with: everwarm up --ray-address auto"
             " --detach"
         ) from nobody
+    except ConnectionError as away:
+        raise NotRunning(
+            f"{away}. What is deployed is served by the other machines for as long as Ray lets them"
+            " (docs/cluster.md). Bring the head back."
+        ) from away
     running = look()
     if running is None:
         attached.leave()

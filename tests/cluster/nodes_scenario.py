@@ -50,6 +50,10 @@ class Machines:
             wait=False, env_vars={"EVERWARM_HOME": str(self.home(i))},
         )  # fmt: skip
 
+    def anew(self) -> None:
+        """Another Ray, when no node of this one is left."""
+        self._cluster = Cluster()
+
     def kill(self, i: int) -> None:
         self._cluster.remove_node(self._nodes.pop(i), allow_graceful=False)
 

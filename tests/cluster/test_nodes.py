@@ -3,72 +3,20 @@
 What happens is in ``nodes_scenario.py``, which needs a network of its own: the facts are judged here.
 """
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes_site import played, said
 
-SCENARIO = Path(__file__).with_name("nodes_scenario.py")
-NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-#: As cluster.yaml sets them, but for how soon a death is known: these tests wait for several.
-RAY_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_grpc_client_keepalive_time_ms": "2000",
-    "RAY_grpc_client_keepalive_timeout_ms": "2000",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-}
 ALL = ["node-127-0-0-1", "node-127-0-0-2", "node-127-0-0-3"]
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 HELLO = "hello from Zig"
 
 
-def no_namespaces() -> str:
-    """Why there can be none here; empty when there can."""
-    missing = [tool for tool in ("unshare", "ip", "curl") if shutil.which(tool) is None]
-    if missing:
-        return f"needs the commands {', '.join(missing)}"
-    done = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True)
-    return "" if done.returncode == 0 else f"needs namespaces of its own: {done.stderr.strip()}"
-
-
 @pytest.fixture(scope="module")
-def facts() -> Iterator[dict[str, Any]]:
-    why = no_namespaces()
-    if why:
-        pytest.skip(why)
-    # Ray's sockets have long names, so this one is short.
-    with tempfile.TemporaryDirectory(prefix="ew-", ignore_cleanup_errors=True) as scratch:
-        token = Path(scratch) / "token"
-        token.touch(0o600)
-        token.write_text("c0ffee" * 8)
-        settings = {**RAY_SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": scratch}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EVERWARM_"))}
-        command = 'ip link set lo up && exec "$@"'
-        done = subprocess.run(
-            [*NAMESPACES, "sh", "-c", command, "sh", sys.executable, str(SCENARIO), scratch],
-            env={**environment, **settings}, capture_output=True, text=True, timeout=580,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4_000:]
-        yield json.loads(done.stdout.splitlines()[-1])
-
-
-def said(command: dict[str, Any]) -> Any:
-    """The JSON that a command printed."""
-    assert command["code"] == 0, command
-    return json.loads(command["out"])
+def facts() -> dict[str, Any]:
+    return played(Path(__file__).with_name("nodes_scenario.py"))
 
 
 def test_every_node_serves_what_was_deployed_from_any_of_them(facts: dict[str, Any]) -> None:
