@@ -144,7 +144,7 @@ def test_only_a_customers_name_is_one(play_platform: Play) -> None:
 def test_bodies_pass_both_ways_at_once(play_platform: Play) -> None:
     async def scenario(cluster: CompleteServers) -> None:
         await cluster.deploy("customers/echo", component("echo"), cpu_ms=10_000)
-        # More than a window, and little enough for the 50 ms that the platform gives a customer, on a machine that is busy.
+        # More than a window, and little enough for the 50 ms of CPU that the platform gives, on a busy machine too.
         data = bytes(range(256)) * 384
         got = await ask(cluster, "/echo/", "POST", data, content_type="x/y")
         assert got.served is not None
