@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from nodes_scenario import PORT, ROOT, Machines, fetched, listening, seconds_until
+from nodes_scenario import PORT, ROOT, Machines, fetched, listening, play, seconds_until
 
 import everwarm
 from everwarm.home import Home
@@ -95,14 +94,5 @@ def scenario(machines: Machines) -> dict[str, object]:
     return facts
 
 
-def main() -> None:
-    machines = Machines(Path(sys.argv[1]))
-    try:
-        facts = scenario(machines)
-    finally:
-        machines.end()
-    print(json.dumps(facts))
-
-
 if __name__ == "__main__":
-    main()
+    play(scenario)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -226,7 +227,8 @@ def roles() -> int:
     return found
 
 
-def main() -> None:
+def play(scenario: Callable[[Machines], dict[str, Any]]) -> None:
+    """Play it in the directory that the command line names, and print its facts."""
     machines = Machines(Path(sys.argv[1]))
     try:
         facts = scenario(machines)
@@ -236,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    play(scenario)

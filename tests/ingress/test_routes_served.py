@@ -15,19 +15,24 @@ from ingress.authority import LocalAuthority
 from ingress.ingress import Ingress, IngressLimits
 
 
+def an_edge(cluster: CompleteServers, directory: Path, limits: IngressLimits | None = None) -> Ingress:
+    """An edge before the first server, with an authority of its own in ``directory``."""
+    return Ingress(
+        "server-1",
+        address="127.0.0.1",
+        port=0,
+        server_socket=cluster[1].server_socket,
+        links=Links(),
+        authority=LocalAuthority.open(directory / "authority"),
+        certificates=None,
+        entropy=secrets.token_bytes,
+        limits=limits,
+    )
+
+
 def test_a_deploys_routes_are_served_with_their_certificates(zig: Compiled, tmp_path: Path) -> None:
     async def scenario(cluster: CompleteServers) -> None:
-        authority = LocalAuthority.open(tmp_path / "authority")
-        edge = Ingress(
-            "server-1",
-            address="127.0.0.1",
-            port=0,
-            server_socket=cluster[1].server_socket,
-            links=Links(),
-            authority=authority,
-            certificates=None,
-            entropy=secrets.token_bytes,
-        )
+        edge = an_edge(cluster, tmp_path)
         port = await edge.start()
         trusted = ssl.create_default_context(cafile=str(tmp_path / "authority" / "ca.pem"))
 
@@ -78,17 +83,7 @@ def test_an_edge_that_drains_loses_no_request_of_a_kept_connection(zig: Compiled
     """Who asks once more hears that it was the last time; who does not is closed upon; who comes is refused."""
 
     async def scenario(cluster: CompleteServers) -> None:
-        edge = Ingress(
-            "server-1",
-            address="127.0.0.1",
-            port=0,
-            server_socket=cluster[1].server_socket,
-            links=Links(),
-            authority=LocalAuthority.open(tmp_path / "authority"),
-            certificates=None,
-            entropy=secrets.token_bytes,
-            limits=IngressLimits(last_requests_s=50.0 if asks else 0.1),
-        )
+        edge = an_edge(cluster, tmp_path, IngressLimits(last_requests_s=50.0 if asks else 0.1))
         port = await edge.start()
         trusted = ssl.create_default_context(cafile=str(tmp_path / "authority" / "ca.pem"))
         job = await cluster.deploy("hello", component("hello"), cpu_ms=10_000)
