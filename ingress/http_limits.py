@@ -32,8 +32,8 @@ some of them again. So an edge that goes closes nothing at first: the next answe
 says so. Only who asks for nothing for a while is closed upon.
 
 Relied on in uvicorn 0.54 beyond what is overridden: `pipeline`, `flow`, `url`, `headers`, `expect_100_continue`,
-`_unset_keepalive_if_required`, and `cycle` with its `disconnected`, `keep_alive`, `message_event`, `response_started`
-and `response_complete`.
+`_unset_keepalive_if_required`, and `cycle` with its `disconnected`, `keep_alive`, `message_event`, `response_started`,
+`response_complete` and `send`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
 from typing import ClassVar, Final, NoReturn
 
 import httptools
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingress.routes import normal_host
@@ -133,6 +134,7 @@ class LimitedHttp(HttpToolsProtocol):
     _unwanted_bytes = 0  # read after nobody wanted them: a body whose answer is complete, or anything once deaf
     _fault: _Fault | None = None  # what a callback stopped the parser for
     _owed: _Fault | None = None  # to be answered once the requests before it are
+    _is_last = False  # an answer's head said that the connection is closed after it
     _running: RequestResponseCycle | None = None  # the request being answered; `cycle` is the one being read
     _head_timer: asyncio.TimerHandle | None = None
     _close_timer: asyncio.TimerHandle | None = None
@@ -220,6 +222,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._phase = _Phase.BODY  # not before: what raises above is a fault of the head
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+        if self.is_leaving:
+            self.make_last()
 
     def on_chunk_header(self) -> None:
         self._silent_bytes = 0
@@ -243,14 +247,25 @@ class LimitedHttp(HttpToolsProtocol):
             self._close_timer = None
             self.flow.resume_reading()
         super().on_message_complete()
-        if self.is_leaving:
-            self.make_last()
 
     def make_last(self) -> None:
-        """The edge goes. If a request has come whole and its answer has not begun, that answer is the connection's
-        last, and says so; else the next one is. Called when `is_leaving` is set, and with each request from then on."""
-        if self._phase is _Phase.IDLE and self._answering() and not self.cycle.response_started:
-            self.cycle.keep_alive = False
+        """The edge goes. If a request is here whose answer has not begun, that answer is the connection's last, and
+        says so; else the next one is. Called when `is_leaving` is set, and with each request from then on."""
+        if self._answering() and not self.cycle.response_started:
+            self.cycle.send = partial(self._send_last, self.cycle)  # type: ignore[method-assign]
+
+    async def _send_last(self, cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
+        """What an application sends for the last answer. Its head says that the connection is closed; uvicorn would
+        do that as soon as it is complete, and reset it under a body that is still on its way."""
+        if cycle.response_started:
+            await RequestResponseCycle.send(cycle, message)
+            return
+        self._is_last = True
+        kept, cycle.keep_alive = cycle.keep_alive, False
+        try:
+            await RequestResponseCycle.send(cycle, message)
+        finally:
+            cycle.keep_alive = kept
 
     def _head_fault(self) -> _Fault | None:
         """What is wrong with the complete head. llhttp refuses some of it earlier; smuggling needs no second reader."""
@@ -300,6 +315,11 @@ class LimitedHttp(HttpToolsProtocol):
             return
         if self._owed is not None:
             self._answer(self._owed)
+        elif self._is_last:
+            if self._phase is _Phase.BODY:
+                self._linger()
+            else:
+                self.transport.close()
         elif self._phase is _Phase.BODY:
             if self.expect_100_continue and not self._body_begun:
                 # Nobody asked the client to go on: what it sends next is the body or a new request, who knows.

@@ -108,9 +108,6 @@ def test_an_edge_that_drains_loses_no_request_of_a_kept_connection(zig: Compiled
         await wait_until(refused, "the edge takes no new client")
         if asks:
             last = await post()
-            while "connection" not in last.headers:  # that answer began before the request's body was there
-                assert last.status == 200
-                last = await post()
             assert (last.status, last.headers["connection"]) == (200, "close")
         await draining
         kept.close()
