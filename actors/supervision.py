@@ -43,12 +43,13 @@ class SupervisionLimits:
     #: Whoever does not answer for so long is asked again at once. Measured beside 12 processes that compute without a
     #: pause on two cores: see docs/cluster.md.
     probe_s_max: float = 1.0
-    #: An event loop that has not turned for so long stands. Nothing in a role blocks its loop for a tenth of it.
-    loop_s_max: float = 2.0
+    #: An event loop that has not turned for so long stands, though its process answers. Nothing in a role blocks its
+    #: loop for a tenth of it, but ten thousand calls at once on a busy machine keep it for some seconds.
+    loop_s_max: float = 4.0
     #: Failures in a row, each a probe that took `probe_s_max` or told of a loop that stands: with the wait for the
-    #: first, 4 to 5 s for a process that is stopped. Its requests hang for so long; a server that is silent is out of
-    #: the ring by then.
-    probes_failed_max: int = 4
+    #: first, 6 to 7 s for a process that is stopped. Its requests hang for so long; a server that is silent is out of
+    #: the ring by then. With 4, a host that had ten thousand calls to read beside other work was ended once.
+    probes_failed_max: int = 6
     #: Somebody else on the machine has answered within so long. Two rounds of probes: who is slow once is no witness
     #: that was lost.
     witness_s: float = 2.5

@@ -13,9 +13,13 @@ from typing import Any
 
 from tracing_receiver import OtlpReceiver
 
+from actors.cordons import host_roles
+from actors.worker import CORDON_DEFAULT
 from benchmarks.local_cluster import LocalCluster
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Of each cordon on a server.
+HOSTS = 2
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,11 @@ class Site:
         return next(server for server in sorted(self.cluster.ports) if server != home)
 
     def hosts(self, server: str) -> dict[str, dict[str, Any]]:
-        """The counters of a server's hosts that can be reached, by address."""
-        counters = self.cluster.client.statistics()
-        return {a: c for a, c in counters.items() if a.startswith(f"{server}/host") and "error" not in c}
+        """The counters of a server's hosts that can be reached, by address. Those of the default cordon: tests before
+        may have used others."""
+        roles, counters = host_roles(CORDON_DEFAULT, HOSTS), self.cluster.client.statistics()
+        addresses = [f"{server}/{role}" for role in roles]
+        return {a: counters[a] for a in addresses if "error" not in counters.get(a, {"error": "away"})}
 
     def in_hosts(self, server: str, counter: str) -> int:
         """What its hosts have of it, in all."""

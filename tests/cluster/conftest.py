@@ -7,7 +7,7 @@ something come after the others.
 from collections.abc import Iterator
 
 import pytest
-from cluster_site import Site, until_gone
+from cluster_site import HOSTS, Site, until_gone
 from tracing_receiver import OtlpReceiver
 
 from benchmarks.local_cluster import local_cluster
@@ -34,7 +34,7 @@ def no_isolates_in_this_process() -> None:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """What it deploys has names of its own in each module. Nobody is restarted: who is killed is missed."""
-    options = ("--servers", "3", "--hosts", "2", "--no-restarts")
+    options = ("--servers", "3", "--hosts", str(HOSTS), "--no-restarts")
     with OtlpReceiver() as receiver:
         with local_cluster(*options, "--otlp", receiver.url) as cluster:
             deploy_examples(cluster.client, cluster.home, with_js=False, with_python=False, progress=lambda line: None)

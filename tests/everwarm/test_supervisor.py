@@ -123,13 +123,13 @@ def test_who_hangs_is_ended_and_replaced_once() -> None:
         supervised(town, scenario)
 
 
-def test_a_stopped_process_is_ended_within_five_seconds() -> None:
+def test_a_stopped_process_is_ended_within_seven_seconds() -> None:
     town = Town("a/host", "a/server")
 
     async def scenario(supervisor: Supervisor) -> None:
         await asyncio.sleep(10.5)
         town.hanging.add("a/host")
-        await asyncio.sleep(3.9)
+        await asyncio.sleep(5.9)
         assert town.killed == []
         await asyncio.sleep(1.1)
         assert town.killed == ["a/host"]
@@ -152,7 +152,7 @@ def test_a_machine_that_is_away_has_no_process_ended_and_one_that_hangs_there_ha
         await asyncio.sleep(3.0)
         assert supervisor.report()["b/host"]["state"] == "running"
         town.hanging.add("b/host")
-        await asyncio.sleep(6.0)
+        await asyncio.sleep(8.0)
 
     supervised(town, scenario)
     assert town.killed == ["b/host"]
@@ -183,7 +183,7 @@ def test_a_process_that_nobody_is_told_of_is_replaced_all_the_same() -> None:
     town.kill = told.append  # type: ignore[method-assign, assignment]
 
     async def scenario(supervisor: Supervisor) -> None:
-        await asyncio.sleep(8.0)
+        await asyncio.sleep(10.0)
 
     supervised(town, scenario)
     assert (told, town.numbers["a/host"]) == (["a/host"], 2)
