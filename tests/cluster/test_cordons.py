@@ -89,6 +89,7 @@ def test_users_have_a_process_of_their_own_that_comes_back_as_theirs(cluster: Lo
     assert {address for address in after if after[address] != before[address]} == {home}
 
 
+@pytest.mark.skipif(not os.environ.get("EVERWARM_LONG_TESTS"), reason="half a minute: EVERWARM_LONG_TESTS=1")
 def test_a_server_that_comes_later_has_hosts_of_all_cordons(cluster: LocalCluster) -> None:
     client = cluster.client
     partner = client.deploy("partner", WORKERS / "zig" / "hello" / "worker.wasm", cordon="partners")

@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.hosts.machines import Machines, MachinesFailed, missing, processes_in
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+LONG = pytest.mark.skipif(not os.environ.get("EVERWARM_LONG_TESTS"), reason="half a minute: EVERWARM_LONG_TESTS=1")
 
 ONE, TWO, THREE = NAMES = ("one", "two", "three")
 #: What takes longer is lost, where it is to be lost; and where it is not, on a machine with a lot else to do.
@@ -163,6 +164,7 @@ def test_a_frozen_machine_says_nothing_and_goes_on_when_it_is_thawed(machines: M
     assert hears(machines, ONE, TWO)
 
 
+@LONG
 def test_the_plug_ends_all_and_the_disk_is_there_again(machines: Machines) -> None:
     machines.run(TWO, "sh", "-c", "echo kept > /root/kept")
     namespaces = machines.namespaces()
@@ -176,6 +178,7 @@ def test_the_plug_ends_all_and_the_disk_is_there_again(machines: Machines) -> No
     assert hears(machines, ONE, TWO)
 
 
+@LONG
 def test_a_machine_that_was_killed_comes_up_again(machines: Machines) -> None:
     """Whoever is killed from outside is switched off; ``up`` switches it on."""
     gone = int(machines.run(TWO, "sh", "-c", "pgrep -o -f machine_init.py").stdout)
