@@ -111,7 +111,7 @@ class CrashTable:
         self._path.unlink(missing_ok=True)
 
 
-class written_down:
+class WrittenDown:
     """What is done within may be the end of this process, and stands in the table meanwhile, if there is one."""
 
     __slots__ = ("_slot", "_table")

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from actors.crash_reports import Quarantine
-from actors.crash_table import CrashTable, Phase, written_down
+from actors.crash_table import CrashTable, Phase, WrittenDown
 from actors.decision import Close, Decision, Fail, Shed, Start, Use
 from actors.exchange import ColdCause, Request, StartType
 from actors.handover import first_request
@@ -338,7 +338,7 @@ class IsolateDesk:
 
     def _start(self, decision: Start, recipe: Recipe, recorder: Recorder | None) -> StartFailed | None:
         """Start an isolate on this thread and tell residency."""
-        with written_down(self._table, Phase.STARTS, recipe.version):
+        with WrittenDown(self._table, Phase.STARTS, recipe.version):
             began = self._living.start(decision.isolate, recipe)
         with self._lock:
             now_s = time.monotonic()

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from actors.connection import Frame, LinkBroken, frame
 from actors.crash_reports import Quarantine
-from actors.crash_table import CrashTable, Phase, written_down
+from actors.crash_table import CrashTable, Phase, WrittenDown
 from actors.egress_line import HostEgress
 from actors.egress_policy import loops_left
 from actors.exchange import Ended, Request, Served, StartType
@@ -277,7 +277,7 @@ class IsolateHost:
         self.watch.began()
         keep = True  # until guest code runs, nothing can be wrong with it
         try:
-            with written_down(self._table, Phase.RUNS, request.version, request.worker, request.request_id):
+            with WrittenDown(self._table, Phase.RUNS, request.version, request.worker, request.request_id):
                 begin()
                 keep = False
                 finished = isolate.run(conversation, egress=egress, limits=recipe.isolate_limits)

@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -52,6 +53,8 @@ from tracing.trace import Role, Span, parse_traceparent
 from tracing.wire import encode_spans
 
 _log = logging.getLogger("everwarm.nested_calls")
+
+_T = TypeVar("_T")
 
 #: The version of a worker that has an id, also for a while after it was replaced; None when nobody knows it.
 VersionOf = Callable[[str, str], Version | None]
@@ -158,13 +161,20 @@ class NestedCalls:
         answer = self._lent.owned(asked.call)
         if answer is None:
             return b""
-        extra = answer.more(asked.what)
-        if isinstance(extra, Exceeded):
-            await answer.stage.wait_settled()
-            extra = answer.more(asked.what)
-        if isinstance(extra, Exceeded) and await self._has_more(answer.stage, asked.what):
-            extra = answer.more(asked.what)
+        extra = await self._afforded(answer.stage, lambda: answer.more(asked.what))
         return b"" if isinstance(extra, Exceeded) else _ENCODER.encode(extra)
+
+    async def _afforded(self, stage: CallingStage, attempt: Callable[[], _T]) -> _T:
+        """What ``attempt`` comes to with all that a stage may spend: what it has, what comes back of callees that have
+        answered, and what its caller gives on top."""
+        result = attempt()
+        if _lacks(result) is not None:
+            await stage.wait_settled()
+            result = attempt()
+        lacks = _lacks(result)
+        if lacks is not None and await self._has_more(stage, lacks):
+            result = attempt()
+        return result
 
     async def _has_more(self, stage: CallingStage, what: Resource) -> bool:
         """Ask a stage's caller for more of its share; whether there was any."""
@@ -172,12 +182,8 @@ class NestedCalls:
             return False
         self.counts["asked_for_more"] += 1
         if isinstance(stage.caller, HandedCall):
-            extra = stage.caller.more(what)
-            if isinstance(extra, Exceeded):
-                await stage.caller.caller.wait_settled()
-                extra = stage.caller.more(what)
-            if isinstance(extra, Exceeded) and await self._has_more(stage.caller.caller, what):
-                extra = stage.caller.more(what)
+            caller = stage.caller
+            extra = await self._afforded(caller.caller, lambda: caller.more(what))
             if isinstance(extra, Exceeded):
                 return False
             stage.granted_more(extra)
@@ -214,12 +220,7 @@ class NestedCalls:
             return None
         aim = stage.calls.aim(asked.head.authority)
         if isinstance(aim, World):
-            refused = stage.calls.out()
-            if refused is not None and refused.exceeded:
-                await stage.wait_settled()
-                refused = stage.calls.out()
-            if refused is not None and refused.exceeded and await self._has_more(stage, refused.exceeded):
-                refused = stage.calls.out()
+            refused = await self._afforded(stage, stage.calls.out)
             if refused is not None:
                 raise self._refusal(asked, refused)
             return stage
@@ -246,12 +247,7 @@ class NestedCalls:
         callee = recorder.new_id()
         version = self._chosen(aim.worker, asked.request_id.encode())
         limits = version.limits if isinstance(version, Version) else Limits.for_plan(Plan.FREE)
-        call = stage.calls.call(aim, asked.head, callee, limits)
-        if isinstance(call, Refused) and call.exceeded:
-            await stage.wait_settled()
-            call = stage.calls.call(aim, asked.head, callee, limits)
-        if isinstance(call, Refused) and call.exceeded and await self._has_more(stage, call.exceeded):
-            call = stage.calls.call(aim, asked.head, callee, limits)
+        call = await self._afforded(stage, lambda: stage.calls.call(aim, asked.head, callee, limits))
         if isinstance(call, Refused):
             raise self._refusal(asked, call)
         # Its caller's time is its own: a callee that is lost sight of does not outlive the tree.
@@ -391,6 +387,13 @@ def within(limits: dict[str, int | None], left_ms: int | None) -> dict[str, int 
     if left_ms is None or (wall_ms is not None and wall_ms <= left_ms):
         return limits
     return limits | {"wall_ms": left_ms}
+
+
+def _lacks(result: object) -> Resource | None:
+    """What there was too little of for this result, if that is why."""
+    if isinstance(result, Exceeded):
+        return result.what
+    return result.exceeded if isinstance(result, Refused) else None
 
 
 def _now_s() -> float:

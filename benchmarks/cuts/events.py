@@ -39,36 +39,30 @@ class Event:
     begin: Callable[[Site], End]
 
 
-def _cut(name: str, other: str) -> Callable[[Site], End]:
+def _on_links(fault: Callable[[Machines], object]) -> Callable[[Site], End]:
+    """A fault of links, which ends when they are healed."""
+
     def begin(site: Site) -> End:
-        site.machines.drop(name, other)
+        fault(site.machines)
         return site.machines.heal
 
     return begin
+
+
+def _cut(name: str, other: str) -> Callable[[Site], End]:
+    return _on_links(lambda machines: machines.drop(name, other))
 
 
 def _one_way(name: str, other: str) -> Callable[[Site], End]:
-    def begin(site: Site) -> End:
-        site.machines.drop_one_way(name, other)
-        return site.machines.heal
-
-    return begin
+    return _on_links(lambda machines: machines.drop_one_way(name, other))
 
 
 def _black_hole(name: str) -> Callable[[Site], End]:
-    def begin(site: Site) -> End:
-        site.machines.drop(name)
-        return site.machines.heal
-
-    return begin
+    return _on_links(lambda machines: machines.drop(name))
 
 
 def _delay(name: str) -> Callable[[Site], End]:
-    def begin(site: Site) -> End:
-        site.machines.delay(name, DELAY_MS)
-        return site.machines.heal
-
-    return begin
+    return _on_links(lambda machines: machines.delay(name, DELAY_MS))
 
 
 def _stop(name: str, role: str) -> Callable[[Site], End]:
