@@ -20,6 +20,11 @@ long ago the role's event loop last turned. A probe that is not answered, or tel
 process SUSPECT, and nothing follows from that. Only failures in a row make it DEAD. They are counted and not timed:
 whoever probes may have been held up himself, and then nobody was asked.
 
+**A busy process is not a dead one either.** One that has ten thousand calls to read on a slow machine answers late and
+burns CPU time meanwhile; one that is stopped, or whose threads wait for each other, uses none. So whoever misses a
+probe is looked at from outside, and has several times the patience as long as it computes. It has an end all the same:
+an endless loop computes too.
+
 **A machine that is away is no process that hangs.** When nobody on another machine answers, its link is cut, or all of
 it stands still. To end its processes would then cost what is warm there, and the orders would arrive when the link is
 whole again. So failures count only while somebody else on that machine answers: a *witness*.
@@ -46,10 +51,16 @@ class SupervisionLimits:
     #: An event loop that has not turned for so long stands, though its process answers. Nothing in a role blocks its
     #: loop for a tenth of it, but ten thousand calls at once on a busy machine keep it for some seconds.
     loop_s_max: float = 4.0
-    #: Failures in a row, each a probe that took `probe_s_max` or told of a loop that stands: with the wait for the
-    #: first, 6 to 7 s for a process that is stopped. Its requests hang for so long; a server that is silent is out of
-    #: the ring by then. With 4, a host that had ten thousand calls to read beside other work was ended once.
-    probes_failed_max: int = 6
+    #: Failures in a row of a process that stands still, each a probe that took `probe_s_max` or told of a loop that
+    #: stands: with the wait for the first, 4 to 5 s for a process that is stopped. Its requests hang for so long; a
+    #: server that is silent is out of the ring by then.
+    probes_failed_max: int = 4
+    #: The same of a process that computes. Ten thousand calls at once took a host 5.3 s to read, and more than 6 on the
+    #: same machine in a slower hour.
+    probes_failed_busy_max: int = 20
+    #: CPU time between two looks, of about `probe_s_max`, from which on a process computes. One without work uses a
+    #: fifth of it.
+    computes_s: float = 0.05
     #: Somebody else on the machine has answered within so long. Two rounds of probes: who is slow once is no witness
     #: that was lost.
     witness_s: float = 2.5
@@ -139,6 +150,8 @@ class Supervised:
         self.restarts = 0
         self._up_s: float | None = None
         self._missed = 0
+        self._stood = 0  # of those, in a row, the ones between which it did not compute
+        self._cpu_s: float | None = None  # what its process had used at the last one
         self._deaths: deque[float] = deque(maxlen=max(limits.deaths_max, 1))  # since it was last well
         #: How long the last restarts took, from the death to the role's start.
         self.took_s: deque[float] = deque(maxlen=limits.remembered_max)
@@ -156,7 +169,7 @@ class Supervised:
     def began(self) -> None:
         """A new process is made for the role."""
         self._on(Event.BEGAN)
-        self._missed = 0
+        self._well()
         self._up_s = None
 
     def up(self, now_s: float) -> None:
@@ -168,29 +181,37 @@ class Supervised:
             self.took_s.append(now_s - self._died_s)
             self._died_s = None
 
-    def answered(self, loop_s: float) -> Kill | None:
+    def answered(self, loop_s: float, *, cpu_s: float | None = None) -> Kill | None:
         """A probe was answered; the role's event loop last turned ``loop_s`` ago. That is a witness of its own."""
         if loop_s > self.limits.loop_s_max:
-            return self._miss(f"its event loop has stood for {loop_s:.1f} s")
-        self._missed = 0
+            return self._miss(f"its event loop has stood for {loop_s:.1f} s", cpu_s)
+        self._well()
         self._on(Event.ANSWERED)
         return None
 
-    def missed(self, *, witness: bool = True) -> Kill | None:
-        """A probe was not answered in time. ``witness``: somebody else on its machine answers, or it is this one."""
-        return self._miss("it does not answer", witness=witness)
+    def missed(self, *, witness: bool = True, cpu_s: float | None = None) -> Kill | None:
+        """A probe was not answered in time. ``witness``: somebody else on its machine answers, or it is this one.
+        ``cpu_s``: the CPU time that its process has used since it began; None when nobody can tell."""
+        return self._miss("it does not answer", cpu_s, witness=witness)
 
-    def _miss(self, why: str, *, witness: bool = True) -> Kill | None:
+    def _well(self) -> None:
+        self._missed = self._stood = 0
+        self._cpu_s = None
+
+    def _miss(self, why: str, cpu_s: float | None, *, witness: bool = True) -> Kill | None:
         self._on(Event.MISSED)
         if self.state is not State.SUSPECT:
             return None  # one that starts has a time of its own; the others are gone
         if not witness:
             return None
+        computed = cpu_s is not None and self._cpu_s is not None and cpu_s - self._cpu_s >= self.limits.computes_s
+        self._cpu_s = cpu_s
         self._missed += 1
-        if self._missed < self.limits.probes_failed_max:
+        self._stood = 0 if computed else self._stood + 1
+        if self._stood < self.limits.probes_failed_max and self._missed < self.limits.probes_failed_busy_max:
             return None
         self._on(Event.CONDEMNED)
-        return Kill(f"{why}, {self._missed} probes in a row")
+        return Kill(f"{why}, {self._missed} probes in a row" + (", and computes" if computed else ""))
 
     def gone(self, now_s: float) -> Restart | GiveUp:
         """The process ended, whatever ended it, or the role could not be started in it."""

@@ -24,6 +24,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.membership import State
+from actors.process_stat import ProcessStat
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
@@ -418,6 +419,25 @@ class Cluster:
         place = self._control if address == CONTROL else self._places.get(address.partition("/")[0])
         return "" if place is None or place.node in ("", own_node()) else place.node
 
+    async def cpu_s(self, address: str) -> float | None:
+        """The CPU time that the process of a role has used; None when nobody beside it can tell. Whoever asks has a
+        limit."""
+        pid = self.pids.get(address)
+        if pid is None:
+            return None
+        if not self.machine(address):
+            stat = ProcessStat.of(pid)
+            return None if stat is None else stat.cpu_s
+        looks = [n.cpu_s.options(concurrency_group=_PROBE_GROUP).remote(pid) for n in self._beside(address)]
+        for look in asyncio.as_completed([asyncio.wrap_future(look.future()) for look in looks]):
+            with suppress(ray.exceptions.RayError):
+                found: float | None = await look
+                return found
+        return None
+
+    def _beside(self, address: str) -> list[Any]:
+        return [self._actors[other] for other in self._of(address.partition("/")[0]) if other != address]
+
     def kill(self, address: str) -> None:
         """End the process of a role that hangs. A stopped one does not hear Ray, but the kernel; on another machine its
         neighbours tell the kernel."""
@@ -428,9 +448,8 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         elif pid is not None:
-            for neighbour in self._of(address.partition("/")[0]):
-                if neighbour != address:  # whichever of them answers
-                    self._actors[neighbour].end.options(concurrency_group=_PROBE_GROUP).remote(pid)
+            for neighbour in self._beside(address):  # whichever of them answers
+                neighbour.end.options(concurrency_group=_PROBE_GROUP).remote(pid)
         ray.kill(actor, no_restart=True)
 
     def _unwatch(self, address: str) -> None:

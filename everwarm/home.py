@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from actors.link import SOCKET_PATH_BYTES_MAX
+from actors.process_stat import ProcessStat
 
 #: The longest name of a socket below the run directory: ``/node-``, an IPv6 address, ``-ingress.sock``, with room.
 _SOCKET_NAME_BYTES = 60
@@ -70,11 +71,8 @@ class Joined:
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs. One that ended and that nobody has waited for does not."""
-    try:
-        state: str = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state != "Z"
+    stat = ProcessStat.of(pid)
+    return stat is not None and stat.is_alive
 
 
 class Home:

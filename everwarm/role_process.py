@@ -21,6 +21,7 @@ from typing import Any
 
 from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.peer import OFFER, RayPeers
+from actors.process_stat import ProcessStat
 from everwarm.cluster_config import ClusterConfig
 from everwarm.home import Home, Joined
 from everwarm.order_book import OrderBook
@@ -72,9 +73,16 @@ class RoleProcess:
     async def end(self, pid: int) -> None:
         """End another process of Ray's on this machine, which hangs and does not hear Ray. As ``probe``, it waits for
         nothing. A number that was used again, for a process of somebody else, is left alone."""
-        with suppress(OSError):
-            if _parent(pid) == os.getppid():
+        stat = ProcessStat.of(pid)
+        if stat is not None and stat.parent == os.getppid():
+            with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+    async def cpu_s(self, pid: int) -> float | None:
+        """The CPU time that another process of Ray's on this machine has used; None when there is none of the number.
+        As ``probe``, it waits for nothing."""
+        stat = ProcessStat.of(pid)
+        return stat.cpu_s if stat is not None and stat.parent == os.getppid() else None
 
     async def _turn(self) -> None:
         while True:
@@ -176,11 +184,6 @@ class RoleProcess:
             return self._control
         found = await self._control.introduce.remote(address)
         return found[0] if found else None
-
-
-def _parent(pid: int) -> int:
-    """The parent of a process. ``OSError`` when there is none of this number."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _ray_uses_tls() -> bool:

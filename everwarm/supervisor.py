@@ -20,6 +20,8 @@ from everwarm.cluster import StartFailed, Unanswered
 _log = logging.getLogger("everwarm.supervisor")
 
 _PROBES = SupervisionLimits()
+#: A look at a process that missed a probe: a file of this machine's kernel, or one small call to a process beside it.
+_LOOK_S_MAX = 0.5
 
 
 class Processes(Protocol):
@@ -40,6 +42,9 @@ class Processes(Protocol):
 
     async def probe(self, address: str) -> float:
         """How many seconds ago its event loop last turned. ``Unanswered``; may take for ever."""
+
+    async def cpu_s(self, address: str) -> float | None:
+        """The CPU time that its process has used; None when nobody there can tell. May take for ever."""
 
     def kill(self, address: str) -> None:
         """End its process."""
@@ -208,9 +213,17 @@ class Supervisor:
         except (Unanswered, TimeoutError):
             since_s = self._clock() - self._limits.witness_s
             others = any(at_s >= since_s for other, at_s in answers.items() if other != address)
-            return role.missed(witness=not machine or others)
+            return role.missed(witness=not machine or others, cpu_s=await self._cpu_s(address))
         answers[address] = self._clock()
+        if turned_s > self._limits.loop_s_max:
+            return role.answered(turned_s, cpu_s=await self._cpu_s(address))
         return role.answered(turned_s)
+
+    async def _cpu_s(self, address: str) -> float | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S_MAX):
+                return await self._processes.cpu_s(address)
+        return None
 
     async def _end(self, address: str, kill: Kill) -> None:
         self._progress(f"{address} hangs: {kill.why}")

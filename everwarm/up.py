@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.process_stat import ProcessStat
 from everwarm.home import Home, Running, is_alive
 
 if TYPE_CHECKING:
@@ -314,10 +315,10 @@ def _descendants(pid: int) -> set[tuple[int, str]]:
     starts: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
-                starts[int(entry.name)] = fields[19]
+            stat = ProcessStat.of(int(entry.name))
+            if stat is not None:
+                children.setdefault(stat.parent, []).append(int(entry.name))
+                starts[int(entry.name)] = stat.start
     found: set[tuple[int, str]] = set()
     todo = [pid]
     while todo:
@@ -334,12 +335,12 @@ def _orphans_of(home: Home) -> set[tuple[int, str]]:
     mark = f"EVERWARM_HOME={home.directory}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
+            with contextlib.suppress(OSError):
                 is_worker = b"ray/_private/workers/default_worker.py" in (entry / "cmdline").read_bytes()
                 if is_worker and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if b"raylet" not in Path(f"/proc/{fields[1]}/cmdline").read_bytes():
-                        found.add((int(entry.name), fields[19]))
+                    stat = ProcessStat.of(int(entry.name))
+                    if stat is not None and b"raylet" not in Path(f"/proc/{stat.parent}/cmdline").read_bytes():
+                        found.add((int(entry.name), stat.start))
     return found
 
 
@@ -360,8 +361,5 @@ def _end_leftovers(processes: set[tuple[int, str]], *, asked_first: bool = True)
 
 def _is(process: tuple[int, str]) -> bool:
     pid, start = process
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[19] == start and fields[0] != "Z"
+    stat = ProcessStat.of(pid)
+    return stat is not None and stat.start == start and stat.is_alive

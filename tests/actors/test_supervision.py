@@ -120,6 +120,37 @@ def test_who_misses_so_many_in_a_row_is_ended_once(stuck: str) -> None:
     assert role.gone(9.0) == Restart(0.0)  # now its process is gone
 
 
+def test_who_computes_has_more_patience_and_an_end() -> None:
+    for way in ("silent", "stands"):
+        role, cpu_s = running(), 0.0
+        for number in range(1, LIMITS.probes_failed_busy_max + 1):
+            cpu_s += 2 * LIMITS.computes_s
+            kill = role.missed(cpu_s=cpu_s) if way == "silent" else role.answered(60.0, cpu_s=cpu_s)
+            assert (kill is None) == (number < LIMITS.probes_failed_busy_max)
+        assert kill is not None
+        assert kill.why.endswith("20 probes in a row, and computes")
+
+
+@pytest.mark.parametrize("used_s", [0.0, LIMITS.computes_s * 0.9, None])
+def test_who_stops_computing_is_ended_after_as_many_as_any(used_s: float | None) -> None:
+    role, cpu_s = running(), 7.0
+    for _ in range(LIMITS.probes_failed_max + 3):
+        cpu_s += 0.5
+        assert role.missed(cpu_s=cpu_s) is None
+    for _ in range(LIMITS.probes_failed_max - 1):
+        cpu_s += used_s or 0.0
+        assert role.missed(cpu_s=None if used_s is None else cpu_s) is None
+    assert isinstance(role.missed(cpu_s=None if used_s is None else cpu_s), Kill)
+
+
+def test_what_it_computed_before_it_was_well_counts_for_nothing() -> None:
+    role = running()
+    assert role.missed(cpu_s=1.0) is None
+    assert role.answered(0.0) is None
+    said = [role.missed(cpu_s=9.0) for _ in range(LIMITS.probes_failed_max)]
+    assert [kill is not None for kill in said] == [False] * (LIMITS.probes_failed_max - 1) + [True]
+
+
 def test_who_starts_is_not_probed_to_death() -> None:
     role = Supervised()
     assert [role.missed() for _ in range(100)] == [None] * 100

@@ -90,7 +90,9 @@ def test_a_probe_is_answered_beside_ten_thousand_calls(cluster: LocalCluster) ->
     busy = ray.get_actor("server-2/host", namespace="everwarm")
     calls = [busy.call.remote("stay", b"") for _ in range(10_000)]
     # What this driver sends is sent in turn: the first probe follows ten thousand calls out of this process.
+    sent_s = time.monotonic()
     ray.get(busy.probe.options(concurrency_group="probe").remote(), timeout=60.0)
+    first_s = time.monotonic() - sent_s
     assert ray.wait(calls, timeout=0.5)[0] == []
     slowest_s = 0.0
     for _ in range(20):
@@ -98,7 +100,7 @@ def test_a_probe_is_answered_beside_ten_thousand_calls(cluster: LocalCluster) ->
         turned_s = ray.get(busy.probe.options(concurrency_group="probe").remote(), timeout=LIMITS.probe_s_max)
         slowest_s = max(slowest_s, time.monotonic() - asked_s)
         assert turned_s < LIMITS.loop_s_max
-    print(f"slowest probe {slowest_s * 1000:.1f} ms")
+    print(f"first probe {first_s:.1f} s, slowest of the others {slowest_s * 1000:.1f} ms")
     role = ask_roles(cluster.home)["server-2/host"]
     assert (role["state"], role["restarts"]) == ("running", 0)
     os.kill(role["pid"], signal.SIGKILL)  # which ends the calls

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from actors.supervision import SupervisionLimits
 from everwarm.cluster import StartFailed, Unanswered
 from everwarm.supervisor import Supervisor
@@ -21,6 +23,8 @@ class Town:
         self.numbers = self.pids = dict.fromkeys(addresses, 1)
         self.hanging: set[str] = set()
         self.standing: set[str] = set()
+        self.computing: set[str] = set()
+        self.mute: set[str] = set()  # those that nobody can look at
         self.broken: set[str] = set()  # roles that do not start
         self.killed: list[str] = []
         self.machines: dict[str, str] = {}  # of those that are on another one
@@ -51,6 +55,11 @@ class Town:
         if address not in self.numbers:
             raise Unanswered(address)
         return 60.0 if address in self.standing else 0.01
+
+    async def cpu_s(self, address: str) -> float | None:
+        if address in self.mute:
+            await asyncio.Event().wait()
+        return asyncio.get_running_loop().time() if address in self.computing else 5.0
 
     def machine(self, address: str) -> str:
         return self.machines.get(address, "")
@@ -123,19 +132,39 @@ def test_who_hangs_is_ended_and_replaced_once() -> None:
         supervised(town, scenario)
 
 
-def test_a_stopped_process_is_ended_within_seven_seconds() -> None:
+@pytest.mark.parametrize("kind", ["stopped", "nobody can tell", "computing"])
+def test_a_stopped_process_is_ended_within_five_seconds_and_a_busy_one_is_waited_for(kind: str) -> None:
     town = Town("a/host", "a/server")
+    after_s = 20.0 if kind == "computing" else 4.0
 
     async def scenario(supervisor: Supervisor) -> None:
         await asyncio.sleep(10.5)
         town.hanging.add("a/host")
-        await asyncio.sleep(5.9)
+        (town.computing if kind == "computing" else town.mute if kind == "nobody can tell" else set()).add("a/host")
+        await asyncio.sleep(after_s)
         assert town.killed == []
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.1 if kind != "nobody can tell" else 3.1)  # each look takes its limit
         assert town.killed == ["a/host"]
         await asyncio.sleep(Town.REPLACE_S)
 
     supervised(town, scenario)
+
+
+def test_a_busy_process_that_answers_at_last_lives() -> None:
+    for way in ("hanging", "standing"):
+        town = Town("a/host", "a/server")
+
+        async def scenario(supervisor: Supervisor, town: Town = town, way: str = way) -> None:
+            town.computing.add("a/host")
+            getattr(town, way).add("a/host")
+            await asyncio.sleep(15.0)
+            assert supervisor.report()["a/host"]["state"] == "suspect"
+            getattr(town, way).clear()
+            await asyncio.sleep(3.0)
+            assert supervisor.report()["a/host"]["state"] == "running"
+            assert town.killed == []
+
+        supervised(town, scenario)
 
 
 def test_a_machine_that_is_away_has_no_process_ended_and_one_that_hangs_there_has() -> None:
