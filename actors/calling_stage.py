@@ -3,6 +3,8 @@ whose turn it is to connect to the world.
 
 A callee is *answered* when its answer is over, and *settled* when it has had its last word: what it did not spend of
 its share has come back. Between the two lies what its guest does after the answer, and a word from its Server.
+
+Books that its host kept may come in several parts and out of order (``handed_books``): then some are on their way.
 """
 
 import asyncio
@@ -19,7 +21,8 @@ from actors.stage_report import Call
 if TYPE_CHECKING:
     from actors.handed_books import HandedCall
 
-#: The longest that anybody waits for callees' last words. What comes later is not given back.
+#: The longest that anybody waits for callees' last words, or for books on their way. What comes later is not given
+#: back.
 LAST_WORD_S_MAX = 2.0
 
 
@@ -37,8 +40,21 @@ class CallingStage:
         self._settled.set()
         self._idle = asyncio.Event()  # nor any that are not answered
         self._idle.set()
+        self._parts_came = 0  # of books that its host kept
+        self._parts_sent = 0
+        self._all_came = asyncio.Event()
+        self._all_came.set()
 
     # ------------------------------------------------------------------------------------------------------- budget
+
+    def part_came(self, number: int) -> None:
+        """A part of the books that its host kept, which sent so many until then."""
+        self._parts_came += 1
+        self._parts_sent = max(self._parts_sent, number)
+        if self._parts_came < self._parts_sent:
+            self._all_came.clear()
+        else:
+            self._all_came.set()
 
     def granted_more(self, extra: Budget) -> None:
         """Its caller gave more."""
@@ -83,8 +99,8 @@ class CallingStage:
             self._idle.set()
 
     async def wait_settled(self) -> None:
-        """Until those are settled that are answered."""
-        await _wait(self._settled)
+        """Until those are settled that are answered, and its books are all here."""
+        await _wait(self._settled, self._all_came)
 
     async def wait_idle(self) -> None:
         """Until all are settled."""
@@ -99,7 +115,8 @@ def _go(turns: Iterable[object]) -> None:
             turn.set_result(None)
 
 
-async def _wait(event: asyncio.Event) -> None:
+async def _wait(*events: asyncio.Event) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORD_S_MAX):
-            await event.wait()
+            for event in events:
+                await event.wait()

@@ -8,7 +8,9 @@ on the Server lends it, asks with it, and takes it back. So at every moment each
     host     root ─ lent ─► a ─ lent ─► b        b asks for the world: what root, a and b have left goes along
     Server   root ─ came ─► a ─ came ─► b        three ledgers, linked: b may ask a for more, and a the root
 
-What comes back to the host after that (another callee is over) goes with the next such request. What the host's guests
+What comes back to the host after that (another callee is over) goes with the next such request. Each request has a
+connection of its own, so a later one may be read first: they are numbered, and who has too little waits for what is on
+its way. What the host's guests
 use, and what they spent before, stays in the host's own books.
 """
 
@@ -22,13 +24,15 @@ from actors.stage_calls import StageCalls
 @dataclass(frozen=True, slots=True)
 class Handed:
     """One stage: the span of its handler, what it runs and under which context (``context_wire``), and what its books
-    had left since they were handed over the last time. ``over``: its guest is, and nobody will say so again."""
+    had left since they were handed over the last time. ``number``: how often that was, with this time. ``over``: its
+    guest is, and nobody will say so again."""
 
     handler: str
     worker: str
     version: str
     context: bytes
     left: Budget
+    number: int
     over: bool = False
 
 

@@ -68,11 +68,16 @@ class InnerStage:
         self._is_told = False  # the root's ending is on its way
         #: When its request has to be over, on the monotonic clock; None: there is no such time.
         self.deadline_s: float | None = None
-        self.handed = False
+        self._handings = 0
         #: Whether it called anybody here.
         self.called = False
         #: Of a root: whether something below it is worth a trace, whatever becomes of itself.
         self.is_remarkable = False
+
+    @property
+    def handed(self) -> bool:
+        """Whether the Server has its books."""
+        return self._handings > 0
 
     @property
     def has_others(self) -> bool:
@@ -251,7 +256,6 @@ class InnerStage:
             chain: list[Handed] = []
             stage: InnerStage | None = self
             while stage is not None:
-                stage.handed = True
                 chain.append(stage._handed())
                 stage = stage._caller[0] if stage._caller is not None else None
             return tuple(reversed(chain))
@@ -267,8 +271,9 @@ class InnerStage:
             stage._books.ledger.handed_over(call.key, left)
         context = encode_context(books.context)
         assert isinstance(context, bytes), "it was checked when the call was made, and a root's is small"
+        self._handings += 1
         is_over = self._used_us is not None
-        return Handed(self.handler, request.worker, request.version, context, left, is_over)
+        return Handed(self.handler, request.worker, request.version, context, left, self._handings, is_over)
 
     # ---------------------------------------------------------------------------------------------------- its end
 

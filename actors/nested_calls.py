@@ -166,7 +166,7 @@ class NestedCalls:
 
     async def _afforded(self, stage: CallingStage, attempt: Callable[[], _T]) -> _T:
         """What ``attempt`` comes to with all that a stage may spend: what it has, what comes back of callees that have
-        answered, and what its caller gives on top."""
+        answered, what is on its way from its host, and what its caller gives on top."""
         result = attempt()
         if _lacks(result) is not None:
             await stage.wait_settled()
@@ -349,6 +349,7 @@ class NestedCalls:
                 known.granted_more(handed.left)
                 if isinstance(known.caller, HandedCall):
                     known.caller.brought(handed.left)
+                known.part_came(handed.number)
                 stage = known
                 continue
             version = self._version_of(handed.worker, handed.version)
@@ -363,7 +364,7 @@ class NestedCalls:
             caller = None if stage is None else HandedCall(stage, calls, handed.left)
             stage = CallingStage(calls, caller)
             if not handed.over:
-                self._keep(handed.handler, stage)
+                self._keep(handed.handler, stage).part_came(handed.number)
         assert stage is not None, "there is one at least"
         return stage
 

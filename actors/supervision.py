@@ -20,14 +20,14 @@ long ago the role's event loop last turned. A probe that is not answered, or tel
 process SUSPECT, and nothing follows from that. Only failures in a row make it DEAD. They are counted and not timed:
 whoever probes may have been held up himself, and then nobody was asked.
 
-**A busy process is not a dead one either.** One that has ten thousand calls to read on a slow machine answers late and
-burns CPU time meanwhile; one that is stopped, or whose threads wait for each other, uses none. So whoever misses a
-probe is looked at from outside, and has several times the patience as long as it computes. It has an end all the same:
-an endless loop computes too.
+**A busy process is not a dead one either.** One that has ten thousand calls to read on a slow machine answers late, and
+one whose connection was cut for a while is heard of again only when Ray has made another. So whoever misses a probe is
+*looked at* by the kernel of its machine: have its threads run since the last look? Those of a stopped process have not.
+One that runs has several times the patience, and an end all the same: an endless loop runs too.
 
-**A machine that is away is no process that hangs.** When nobody on another machine answers, its link is cut, or all of
+**A machine that is away is no process that hangs.** When nobody on another machine can look, its link is cut, or all of
 it stands still. To end its processes would then cost what is warm there, and the orders would arrive when the link is
-whole again. So failures count only while somebody else on that machine answers: a *witness*.
+whole again. So only a failure that comes with a look counts.
 
 **Awkward:** a process that hangs still holds its sockets and its port. So DEAD is first of all an order to end it; the
 restart follows from its end, as from any other.
@@ -55,15 +55,9 @@ class SupervisionLimits:
     #: stands: with the wait for the first, 4 to 5 s for a process that is stopped. Its requests hang for so long; a
     #: server that is silent is out of the ring by then.
     probes_failed_max: int = 4
-    #: The same of a process that computes. Ten thousand calls at once took a host 5.3 s to read, and more than 6 on the
-    #: same machine in a slower hour.
-    probes_failed_busy_max: int = 20
-    #: CPU time between two looks, of about `probe_s_max`, from which on a process computes. One without work uses a
-    #: fifth of it.
-    computes_s: float = 0.05
-    #: Somebody else on the machine has answered within so long. Two rounds of probes: who is slow once is no witness
-    #: that was lost.
-    witness_s: float = 2.5
+    #: The same of a process that runs. Ten thousand calls at once took a host 5.3 s to read, and more than 6 on the
+    #: same machine in a slower hour; a connection that was cut for 8 s can take as long again.
+    probes_failed_running_max: int = 15
     #: A process that was ended is gone within so long, or nobody is told of it. Its next one may need its port.
     end_s_max: float = 1.0
     #: Who ran for so long was well: its next death counts as the first.
@@ -150,8 +144,8 @@ class Supervised:
         self.restarts = 0
         self._up_s: float | None = None
         self._missed = 0
-        self._stood = 0  # of those, in a row, the ones between which it did not compute
-        self._cpu_s: float | None = None  # what its process had used at the last one
+        self._stood = 0  # of those, in a row, the ones between which it did not run
+        self._ran_ns: int | None = None  # what was seen of its process at the last one
         self._deaths: deque[float] = deque(maxlen=max(limits.deaths_max, 1))  # since it was last well
         #: How long the last restarts took, from the death to the role's start.
         self.took_s: deque[float] = deque(maxlen=limits.remembered_max)
@@ -181,37 +175,37 @@ class Supervised:
             self.took_s.append(now_s - self._died_s)
             self._died_s = None
 
-    def answered(self, loop_s: float, *, cpu_s: float | None = None) -> Kill | None:
-        """A probe was answered; the role's event loop last turned ``loop_s`` ago. That is a witness of its own."""
+    def answered(self, loop_s: float, *, ran_ns: int | None = None) -> Kill | None:
+        """A probe was answered; the role's event loop last turned ``loop_s`` ago. ``ran_ns``: as ``missed``."""
         if loop_s > self.limits.loop_s_max:
-            return self._miss(f"its event loop has stood for {loop_s:.1f} s", cpu_s)
+            return self._miss(f"its event loop has stood for {loop_s:.1f} s", ran_ns)
         self._well()
         self._on(Event.ANSWERED)
         return None
 
-    def missed(self, *, witness: bool = True, cpu_s: float | None = None) -> Kill | None:
-        """A probe was not answered in time. ``witness``: somebody else on its machine answers, or it is this one.
-        ``cpu_s``: the CPU time that its process has used since it began; None when nobody can tell."""
-        return self._miss("it does not answer", cpu_s, witness=witness)
+    def missed(self, ran_ns: int | None) -> Kill | None:
+        """A probe was not answered in time. ``ran_ns``: how long its threads have run, in ns; None when nobody on its
+        machine can tell."""
+        return self._miss("it does not answer", ran_ns)
 
     def _well(self) -> None:
         self._missed = self._stood = 0
-        self._cpu_s = None
+        self._ran_ns = None
 
-    def _miss(self, why: str, cpu_s: float | None, *, witness: bool = True) -> Kill | None:
+    def _miss(self, why: str, ran_ns: int | None) -> Kill | None:
         self._on(Event.MISSED)
         if self.state is not State.SUSPECT:
             return None  # one that starts has a time of its own; the others are gone
-        if not witness:
+        if ran_ns is None:
             return None
-        computed = cpu_s is not None and self._cpu_s is not None and cpu_s - self._cpu_s >= self.limits.computes_s
-        self._cpu_s = cpu_s
+        runs = self._ran_ns is not None and ran_ns != self._ran_ns
+        self._ran_ns = ran_ns
         self._missed += 1
-        self._stood = 0 if computed else self._stood + 1
-        if self._stood < self.limits.probes_failed_max and self._missed < self.limits.probes_failed_busy_max:
+        self._stood = 0 if runs else self._stood + 1
+        if self._stood < self.limits.probes_failed_max and self._missed < self.limits.probes_failed_running_max:
             return None
         self._on(Event.CONDEMNED)
-        return Kill(f"{why}, {self._missed} probes in a row" + (", and computes" if computed else ""))
+        return Kill(f"{why}, {self._missed} probes in a row, and {'runs' if runs else 'stands still'}")
 
     def gone(self, now_s: float) -> Restart | GiveUp:
         """The process ended, whatever ended it, or the role could not be started in it."""

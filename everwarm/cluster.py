@@ -24,7 +24,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.membership import State
-from actors.process_stat import ProcessStat
+from actors.process_stat import ran_ns
 from actors.supervision import SupervisionLimits
 from actors.view import decode_plain, encode_plain
 from actors.worker import CORDON_DEFAULT
@@ -414,25 +414,24 @@ class Cluster:
             raise Unanswered(f"{address}: {type(gone).__name__}") from gone
         return turned_s
 
-    def machine(self, address: str) -> str:
+    def _machine(self, address: str) -> str:
         """Ray's id of the node that a role is on; empty for this machine, and for a role that was forgotten."""
         place = self._control if address == CONTROL else self._places.get(address.partition("/")[0])
         return "" if place is None or place.node in ("", own_node()) else place.node
 
-    async def cpu_s(self, address: str) -> float | None:
-        """The CPU time that the process of a role has used; None when nobody beside it can tell. Whoever asks has a
+    async def ran_ns(self, address: str) -> int | None:
+        """How long the threads of a role's process have run; None when nobody beside it can tell. Whoever asks has a
         limit."""
         pid = self.pids.get(address)
         if pid is None:
             return None
-        if not self.machine(address):
-            stat = ProcessStat.of(pid)
-            return None if stat is None else stat.cpu_s
-        looks = [n.cpu_s.options(concurrency_group=_PROBE_GROUP).remote(pid) for n in self._beside(address)]
+        if not self._machine(address):
+            return ran_ns(pid)
+        looks = [n.ran_ns.options(concurrency_group=_PROBE_GROUP).remote(pid) for n in self._beside(address)]
         for look in asyncio.as_completed([asyncio.wrap_future(look.future()) for look in looks]):
             with suppress(ray.exceptions.RayError):
-                found: float | None = await look
-                return found
+                ran: int = await look
+                return ran
         return None
 
     def _beside(self, address: str) -> list[Any]:
@@ -444,7 +443,7 @@ class Cluster:
         actor, pid = self._actors.get(address), self.pids.get(address)
         if actor is None:
             return
-        if pid is not None and not self.machine(address):
+        if pid is not None and not self._machine(address):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         elif pid is not None:

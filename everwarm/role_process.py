@@ -21,7 +21,7 @@ from typing import Any
 
 from actors.call_line import CallLineServer, LineOffer, encode_offer
 from actors.peer import OFFER, RayPeers
-from actors.process_stat import ProcessStat
+from actors.process_stat import ProcessStat, ran_ns
 from everwarm.cluster_config import ClusterConfig
 from everwarm.home import Home, Joined
 from everwarm.order_book import OrderBook
@@ -78,11 +78,11 @@ class RoleProcess:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
-    async def cpu_s(self, pid: int) -> float | None:
-        """The CPU time that another process of Ray's on this machine has used; None when there is none of the number.
-        As ``probe``, it waits for nothing."""
+    async def ran_ns(self, pid: int) -> int:
+        """How long the threads of another process of Ray's on this machine have run; 0 when there is none of the
+        number. As ``probe``, it waits for nothing."""
         stat = ProcessStat.of(pid)
-        return stat.cpu_s if stat is not None and stat.parent == os.getppid() else None
+        return ran_ns(pid) if stat is not None and stat.parent == os.getppid() else 0
 
     async def _turn(self) -> None:
         while True:

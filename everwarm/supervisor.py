@@ -43,14 +43,11 @@ class Processes(Protocol):
     async def probe(self, address: str) -> float:
         """How many seconds ago its event loop last turned. ``Unanswered``; may take for ever."""
 
-    async def cpu_s(self, address: str) -> float | None:
-        """The CPU time that its process has used; None when nobody there can tell. May take for ever."""
+    async def ran_ns(self, address: str) -> int | None:
+        """How long the threads of its process have run; None when nobody there can tell. May take for ever."""
 
     def kill(self, address: str) -> None:
         """End its process."""
-
-    def machine(self, address: str) -> str:
-        """The machine that a role is on; empty for this one."""
 
     def have_standbys(self) -> None:
         """Have processes ready that can take over."""
@@ -83,7 +80,6 @@ class Supervisor:
         self._restarting: dict[str, asyncio.Task[None]] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, asyncio.Event] = {}  # by address: whether a process that was ended is gone
-        self._answered_s: dict[str, dict[str, float]] = {}  # by machine: when each of its roles last answered
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -171,9 +167,6 @@ class Supervisor:
         self._on_changed()
 
     def _forget(self, address: str) -> None:
-        for answers in self._answered_s.values():
-            answers.pop(address, None)
-        self._answered_s = {machine: answers for machine, answers in self._answered_s.items() if answers}
         self._roles.pop(address, None)
         self._restarting.pop(address, None)
 
@@ -205,24 +198,19 @@ class Supervisor:
             await asyncio.sleep(max(0.0, next_s - self._clock()))
 
     async def _ask(self, address: str, role: Supervised) -> Kill | None:
-        machine = self._processes.machine(address)
-        answers = self._answered_s.setdefault(machine, {})
         try:
             async with asyncio.timeout(self._limits.probe_s_max):
                 turned_s = await self._processes.probe(address)
         except (Unanswered, TimeoutError):
-            since_s = self._clock() - self._limits.witness_s
-            others = any(at_s >= since_s for other, at_s in answers.items() if other != address)
-            return role.missed(witness=not machine or others, cpu_s=await self._cpu_s(address))
-        answers[address] = self._clock()
+            return role.missed(await self._look(address))
         if turned_s > self._limits.loop_s_max:
-            return role.answered(turned_s, cpu_s=await self._cpu_s(address))
+            return role.answered(turned_s, ran_ns=await self._look(address))
         return role.answered(turned_s)
 
-    async def _cpu_s(self, address: str) -> float | None:
+    async def _look(self, address: str) -> int | None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S_MAX):
-                return await self._processes.cpu_s(address)
+                return await self._processes.ran_ns(address)
         return None
 
     async def _end(self, address: str, kill: Kill) -> None:

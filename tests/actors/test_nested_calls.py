@@ -1,5 +1,6 @@
 """Workers that call each other, on complete servers: real guests, real hosts, and peers that can be lost."""
 
+import asyncio
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,9 @@ from actors.context import Context
 from actors.context_wire import decode_context, encode_context
 from actors.egress_frames import Asked
 from actors.exchange import Outcome, Request
+from actors.handed_books import Handed
 from actors.nested_answer import CallRefused
+from actors.nested_calls import Aimed
 from actors.view import encode_plain
 from isolates.egress import OutgoingHead
 from tracing.trace import Attr, SpanName
@@ -188,6 +191,40 @@ def test_whoever_may_be_guarded_does_not_get_out_without_its_version(play: Play)
         with pytest.raises(CallRefused) as refused:
             await nested.aim(replace(forgotten, context=context))
         assert refused.value.code == ("internal-error", None)
+
+    play(scenario, servers=1)
+
+
+@pytest.mark.parametrize("come", [True, False])
+def test_books_that_are_on_their_way_are_waited_for(play: Play, come: bool) -> None:
+    """A callee within the host hands over its caller's books on one connection, and its caller calls on another."""
+
+    async def scenario(cluster: CompleteServers) -> None:
+        callee = await cluster.deploy_at(1, "hello")
+        root = await cluster.deploy_at(1, "fetch", bound(api=callee))
+        nested = cluster[1].server.nested
+        version = nested._version_of(root, cluster.version_of(root))
+        assert version is not None
+        head = OutgoingHead("GET", "http", "api.binding.internal", "/")
+        all_of_it, nothing = Budget.of(version.limits), Budget(0, 0, 0, 0, 0)
+        context = encode_context(Context("2" * 16, all_of_it))
+        assert isinstance(context, bytes)
+
+        def asked(left: Budget, number: int) -> Asked:
+            books = (Handed("2" * 16, root, version.version_id, context, left, number),)
+            return Asked(head, root, version.version_id, traceparent=f"00-{'1' * 32}-{'2' * 16}-01", books=books)
+
+        late = await nested.aim(asked(nothing, 2))
+        assert isinstance(late, Aimed)
+        afforded = asyncio.create_task(nested._afforded(late.stage, late.stage.calls.out))
+        await asyncio.sleep(0)
+        assert not afforded.done()
+        if come:
+            await nested.aim(asked(all_of_it, 1))
+            assert await afforded is None
+        else:
+            assert await afforded is not None  # it was lost on its way
+        nested.over("2" * 16, 0)
 
     play(scenario, servers=1)
 

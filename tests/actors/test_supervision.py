@@ -88,20 +88,20 @@ def test_old_deaths_do_not_count() -> None:
         now_s += LIMITS.deaths_s / (LIMITS.deaths_max - 1) + 1.0
 
 
-def test_what_is_missed_counts_only_while_somebody_else_there_answers() -> None:
+def test_what_is_missed_counts_only_when_somebody_there_can_look() -> None:
     role = running()
-    assert [role.missed(witness=False) for _ in range(100)] == [None] * 100
+    assert [role.missed(None) for _ in range(100)] == [None] * 100
     assert role.state is State.SUSPECT
-    assert [role.missed() for _ in range(LIMITS.probes_failed_max - 1)] == [None] * (LIMITS.probes_failed_max - 1)
-    assert role.missed(witness=False) is None
-    assert isinstance(role.missed(), Kill)
+    assert [role.missed(7) for _ in range(LIMITS.probes_failed_max - 1)] == [None] * (LIMITS.probes_failed_max - 1)
+    assert role.missed(None) is None
+    assert isinstance(role.missed(7), Kill)
 
 
 def test_a_probe_that_is_missed_now_and_then_means_nothing() -> None:
     role = running()
     for _ in range(20):
         for _ in range(LIMITS.probes_failed_max - 1):
-            assert role.missed() is None
+            assert role.missed(7) is None
         assert role.state is State.SUSPECT
         assert role.answered(0.01) is None
         assert role.state is State.RUNNING
@@ -110,7 +110,7 @@ def test_a_probe_that_is_missed_now_and_then_means_nothing() -> None:
 @pytest.mark.parametrize("stuck", ["silent", "stands"])
 def test_who_misses_so_many_in_a_row_is_ended_once(stuck: str) -> None:
     role = running()
-    said = [role.missed() if stuck == "silent" else role.answered(60.0) for _ in range(10)]
+    said = [role.missed(7) if stuck == "silent" else role.answered(60.0, ran_ns=7) for _ in range(10)]
     kills = [kill for kill in said if kill is not None]
     assert said.index(kills[0]) == LIMITS.probes_failed_max - 1
     assert len(kills) == 1
@@ -120,40 +120,35 @@ def test_who_misses_so_many_in_a_row_is_ended_once(stuck: str) -> None:
     assert role.gone(9.0) == Restart(0.0)  # now its process is gone
 
 
-def test_who_computes_has_more_patience_and_an_end() -> None:
-    for way in ("silent", "stands"):
-        role, cpu_s = running(), 0.0
-        for number in range(1, LIMITS.probes_failed_busy_max + 1):
-            cpu_s += 2 * LIMITS.computes_s
-            kill = role.missed(cpu_s=cpu_s) if way == "silent" else role.answered(60.0, cpu_s=cpu_s)
-            assert (kill is None) == (number < LIMITS.probes_failed_busy_max)
-        assert kill is not None
-        assert kill.why.endswith("20 probes in a row, and computes")
-
-
-@pytest.mark.parametrize("used_s", [0.0, LIMITS.computes_s * 0.9, None])
-def test_who_stops_computing_is_ended_after_as_many_as_any(used_s: float | None) -> None:
-    role, cpu_s = running(), 7.0
-    for _ in range(LIMITS.probes_failed_max + 3):
-        cpu_s += 0.5
-        assert role.missed(cpu_s=cpu_s) is None
-    for _ in range(LIMITS.probes_failed_max - 1):
-        cpu_s += used_s or 0.0
-        assert role.missed(cpu_s=None if used_s is None else cpu_s) is None
-    assert isinstance(role.missed(cpu_s=None if used_s is None else cpu_s), Kill)
-
-
-def test_what_it_computed_before_it_was_well_counts_for_nothing() -> None:
+@pytest.mark.parametrize("way", ["silent", "stands"])
+def test_who_runs_has_more_patience_and_an_end(way: str) -> None:
     role = running()
-    assert role.missed(cpu_s=1.0) is None
+    for number in range(1, LIMITS.probes_failed_running_max + 1):
+        kill = role.missed(number) if way == "silent" else role.answered(60.0, ran_ns=number)
+        assert (kill is None) == (number < LIMITS.probes_failed_running_max)
+    assert kill is not None
+    assert kill.why.endswith("15 probes in a row, and runs")
+
+
+def test_who_stops_running_is_ended_after_as_many_as_any() -> None:
+    role = running()
+    assert [role.missed(number) for number in range(7)] == [None] * 7
+    said = [role.missed(6) for _ in range(LIMITS.probes_failed_max)]
+    assert said[:-1] == [None] * (LIMITS.probes_failed_max - 1)
+    assert said[-1] == Kill("it does not answer, 11 probes in a row, and stands still")
+
+
+def test_how_it_ran_before_it_was_well_counts_for_nothing() -> None:
+    role = running()
+    assert role.missed(1) is None
     assert role.answered(0.0) is None
-    said = [role.missed(cpu_s=9.0) for _ in range(LIMITS.probes_failed_max)]
+    said = [role.missed(9) for _ in range(LIMITS.probes_failed_max)]
     assert [kill is not None for kill in said] == [False] * (LIMITS.probes_failed_max - 1) + [True]
 
 
 def test_who_starts_is_not_probed_to_death() -> None:
     role = Supervised()
-    assert [role.missed() for _ in range(100)] == [None] * 100
+    assert [role.missed(7) for _ in range(100)] == [None] * 100
     role.up(60.0)
     assert role.state is State.RUNNING
 
@@ -192,7 +187,7 @@ def test_whatever_happens_it_waits_within_bounds_and_gives_up_only_with_a_reason
                 assert since_well >= LIMITS.deaths_max
                 assert role.state is State.GIVEN_UP
         elif what == "miss":
-            role.missed()
+            role.missed(int(later_s) or None)
         elif what in ("answer", "stand"):
             role.answered(60.0 if what == "stand" else 0.0)
         elif what == "begin" and role.state in (State.WAITING, State.DEAD, State.GIVEN_UP):

@@ -199,7 +199,8 @@ def test_a_link_that_is_cut_between_two_workers_costs_their_clients_nothing(site
     print(f"{len(seen)} requests, {len(failed)} failed")
     assert len(failed) <= DELIVERED_MAX, failed[:20]
     assert hops["before"] > 0
-    assert hops["healed, for the first time"] == len(across) == COLD  # the link is used again
+    assert len(across) == COLD
+    assert [r for r in across if "hop" not in r.get("timing", "")] == []  # the link is used again
 
 
 @LONG

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -114,9 +115,46 @@ def test_a_process_that_hangs_on_another_machine_is_ended_by_its_neighbours(monk
     cluster._places["a"] = Place(config, 0, "another node")
     cluster._actors |= {name: Neighbour(name) for name in ("a/host", "a/server", "a/shard", "b/server")}
     cluster.pids["a/host"] = 7
-    assert (cluster.machine("a/host"), cluster.machine(CONTROL)) == ("another node", "")
+    assert (cluster._machine("a/host"), cluster._machine(CONTROL)) == ("another node", "")
     cluster.kill("a/host")
     assert asked == [("a/server", 7), ("a/shard", 7)]
+
+
+def test_a_process_on_another_machine_is_looked_at_by_whichever_neighbour_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("everwarm.cluster.own_node", lambda: "node of the owner")
+    config = ClusterConfig(home="/nowhere")
+    cluster = Cluster(Place(config, 0, "node of the owner"))
+    looks: dict[str, Future[int]] = {name: Future() for name in ("a/server", "a/shard", "a/ingress")}
+
+    class Neighbour:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.ran_ns = self
+
+        def options(self, concurrency_group: str) -> "Neighbour":
+            assert concurrency_group == "probe"
+            return self
+
+        def remote(self, pid: int) -> "Neighbour":
+            assert pid == 7
+            return self
+
+        def future(self) -> "Future[int]":
+            return looks[self.name]
+
+    cluster._places["a"] = Place(config, 0, "another node")
+    cluster._actors |= {name: Neighbour(name) for name in ("a/host", "b/server", *looks)}
+    assert asyncio.run(cluster.ran_ns("a/host")) is None  # its number is not known
+    cluster.pids["a/host"] = 7
+    looks["a/server"].set_exception(ray.exceptions.ActorUnavailableError("a/server", None))
+    looks["a/ingress"].set_result(42)  # and the shard says nothing
+    assert asyncio.run(cluster.ran_ns("a/host")) == 42
+    for name in ("a/shard", "a/ingress"):
+        looks[name] = Future()
+        looks[name].set_exception(ray.exceptions.ActorUnavailableError(name, None))
+    assert asyncio.run(cluster.ran_ns("a/host")) is None
 
 
 class Leaver:

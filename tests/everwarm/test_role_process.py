@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from cluster_site import until
 
+from actors.process_stat import ProcessStat
 from everwarm.role_process import RoleProcess
 from everwarm.roles import ClusterConfig
 
@@ -26,17 +29,31 @@ def test_a_neighbour_that_is_stopped_is_ended_and_nobody_elses_process_is(monkey
 
 def test_a_neighbour_is_looked_at_and_nobody_elses_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     process = RoleProcess("host", "a", ClusterConfig(home="/nowhere"), None, 0)
-    loops = "import time\nprint(flush=True)\nwhile time.process_time() < 1.0: pass\nprint(flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", loops], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as neighbour:
+    # Its main thread waits, and another one runs now and then, as that of an event loop.
+    turns = "import threading, time\ndef turn():\n while True: time.sleep(0.05)\n"
+    turns += "threading.Thread(target=turn, daemon=True).start()\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as neighbour:
         assert neighbour.stdout is not None
         neighbour.stdout.readline()
-        assert asyncio.run(process.cpu_s(neighbour.pid)) is None  # its parent is not ours
+
+        def look() -> int:
+            return asyncio.run(process.ran_ns(neighbour.pid))
+
+        def is_stopped() -> bool:
+            stat = ProcessStat.of(neighbour.pid)
+            return stat is not None and stat.state == "T"
+
+        assert look() == 0  # its parent is not ours
         monkeypatch.setattr(os, "getppid", os.getpid)
-        before_s = asyncio.run(process.cpu_s(neighbour.pid))
-        neighbour.stdout.readline()
-        after_s = asyncio.run(process.cpu_s(neighbour.pid))
-        assert before_s is not None
-        assert after_s is not None
-        assert before_s < 0.95 <= after_s
+        seen = look()
+        assert seen > 0
+        until("it runs", lambda: look() != seen, within_s=10.0)
+        neighbour.send_signal(signal.SIGSTOP)
+        until(
+            "it is stopped", lambda: (ProcessStat.of(neighbour.pid) or pytest.fail("gone")).state == "T", within_s=10.0
+        )
+        seen = look()
+        time.sleep(0.5)  # the time in which it would run
+        assert look() == seen
         neighbour.kill()
-    assert asyncio.run(process.cpu_s(neighbour.pid)) is None  # it is gone
+    assert look() == 0  # it is gone
