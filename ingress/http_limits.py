@@ -29,7 +29,7 @@ complete before its request's body is: a few bytes are read on and the connectio
 
 *Leaving.* A client that keeps a connection may send its next request at the moment when we close it, and must not send
 some of them again. So an edge that goes closes nothing at first: the next answer of each connection is its last, and
-says so. Only who asks for nothing for a while is closed upon.
+says so. Only who asks for nothing for a while is closed upon, and cut when that is not answered.
 
 Relied on in uvicorn 0.54 beyond what is overridden: `pipeline`, `flow`, `url`, `headers`, `expect_100_continue`,
 `_unset_keepalive_if_required`, and `cycle` with its `disconnected`, `keep_alive`, `message_event`, `response_started`,
@@ -138,6 +138,7 @@ class LimitedHttp(HttpToolsProtocol):
     _running: RequestResponseCycle | None = None  # the request being answered; `cycle` is the one being read
     _head_timer: asyncio.TimerHandle | None = None
     _close_timer: asyncio.TimerHandle | None = None
+    _cut_timer: asyncio.TimerHandle | None = None
 
     # The connection
 
@@ -149,11 +150,32 @@ class LimitedHttp(HttpToolsProtocol):
         self._go_deaf()
         if self._close_timer is not None:
             self._close_timer.cancel()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
         self._unset_keepalive_if_required()
         # uvicorn tells the newest request only; the one being answered may be an older one.
         self.pipeline.clear()
         self._end_running()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The edge stops. As uvicorn does; but a client that says nothing to the end of its TLS connection, for whom
+        asyncio waits half a minute, holds it up for a linger only."""
+        if not self.transport.is_closing():  # asyncio loses hold of a TLS connection that is closed twice
+            super().shutdown()
+        if self._cut_timer is None:
+            self._cut_if_closed(was_closing=False)
+
+    def _cut_if_closed(self, was_closing: bool) -> None:
+        try:
+            is_closing = self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        except AttributeError:
+            return  # it was closed twice; it is over when asyncio says so
+        if was_closing and is_closing:
+            self.transport.abort()
+        else:
+            linger_s = self.settings.limits.linger_ms / 1_000
+            self._cut_timer = self.loop.call_later(linger_s, self._cut_if_closed, is_closing)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
