@@ -74,7 +74,8 @@ def response_of(request: Request, served: Served | None, chunk: Chunk, body: byt
         text = f"{failure.status} {failure.code}: {failure.text}\n"
         return Response(
             failure.status, (("content-type", "text/plain; charset=utf-8"),), text.encode(), ended.outcome.value,
-            request_id=request.request_id, trace_id=trace_id,
+            server=ended.server, home=ended.home, start_type=ended.start_type, hop=ended.hop, queue_ms=ended.queue_ms,
+            cpu_ms=ended.cpu_ms, request_id=request.request_id, trace_id=trace_id,
         )  # fmt: skip
     return Response(
         served.status,
