@@ -10,8 +10,7 @@ on the Server lends it, asks with it, and takes it back. So at every moment each
 
 What comes back to the host after that (another callee is over) goes with the next such request. Each request has a
 connection of its own, so a later one may be read first: they are numbered, and who has too little waits for what is on
-its way. What the host's guests
-use, and what they spent before, stays in the host's own books.
+its way. What the host's guests use, and what they spent before, stays in the host's own books.
 """
 
 from dataclasses import dataclass

@@ -427,12 +427,22 @@ class Cluster:
             return None
         if not self._machine(address):
             return ran_ns(pid)
-        looks = [n.ran_ns.options(concurrency_group=_PROBE_GROUP).remote(pid) for n in self._beside(address)]
-        for look in asyncio.as_completed([asyncio.wrap_future(look.future()) for look in looks]):
-            with suppress(ray.exceptions.RayError):
-                ran: int = await look
-                return ran
-        return None
+        looks = [asyncio.ensure_future(self._look(beside, pid)) for beside in self._beside(address)]
+        try:
+            for look in asyncio.as_completed(looks):
+                if (ran := await look) is not None:
+                    return ran
+            return None
+        finally:
+            for late in looks:
+                late.cancel()
+
+    async def _look(self, actor: Any, pid: int) -> int | None:
+        try:
+            ran: int = await actor.ran_ns.options(concurrency_group=_PROBE_GROUP).remote(pid)
+        except ray.exceptions.RayError:
+            return None
+        return ran
 
     def _beside(self, address: str) -> list[Any]:
         return [self._actors[other] for other in self._of(address.partition("/")[0]) if other != address]

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -126,7 +125,7 @@ def test_a_process_on_another_machine_is_looked_at_by_whichever_neighbour_answer
     monkeypatch.setattr("everwarm.cluster.own_node", lambda: "node of the owner")
     config = ClusterConfig(home="/nowhere")
     cluster = Cluster(Place(config, 0, "node of the owner"))
-    looks: dict[str, Future[int]] = {name: Future() for name in ("a/server", "a/shard", "a/ingress")}
+    answers: dict[str, int | None] = {"a/server": None, "a/shard": 0, "a/ingress": 42}  # one is gone, one is silent
 
     class Neighbour:
         def __init__(self, name: str) -> None:
@@ -137,24 +136,28 @@ def test_a_process_on_another_machine_is_looked_at_by_whichever_neighbour_answer
             assert concurrency_group == "probe"
             return self
 
-        def remote(self, pid: int) -> "Neighbour":
+        async def remote(self, pid: int) -> int:
             assert pid == 7
-            return self
+            answer = answers[self.name]
+            if answer is None:
+                raise ray.exceptions.ActorUnavailableError(self.name, None)
+            if answer == 0:
+                await asyncio.Event().wait()
+            return answer
 
-        def future(self) -> "Future[int]":
-            return looks[self.name]
+    async def looked() -> int | None:
+        ran = await cluster.ran_ns("a/host")
+        await asyncio.sleep(0)  # who was not waited for hears that
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return ran
 
     cluster._places["a"] = Place(config, 0, "another node")
-    cluster._actors |= {name: Neighbour(name) for name in ("a/host", "b/server", *looks)}
-    assert asyncio.run(cluster.ran_ns("a/host")) is None  # its number is not known
+    cluster._actors |= {name: Neighbour(name) for name in ("a/host", "b/server", *answers)}
+    assert asyncio.run(looked()) is None  # its number is not known
     cluster.pids["a/host"] = 7
-    looks["a/server"].set_exception(ray.exceptions.ActorUnavailableError("a/server", None))
-    looks["a/ingress"].set_result(42)  # and the shard says nothing
-    assert asyncio.run(cluster.ran_ns("a/host")) == 42
-    for name in ("a/shard", "a/ingress"):
-        looks[name] = Future()
-        looks[name].set_exception(ray.exceptions.ActorUnavailableError(name, None))
-    assert asyncio.run(cluster.ran_ns("a/host")) is None
+    assert asyncio.run(looked()) == 42
+    answers |= {"a/shard": None, "a/ingress": None}
+    assert asyncio.run(looked()) is None
 
 
 class Leaver:

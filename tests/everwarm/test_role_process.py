@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from cluster_site import until
@@ -32,28 +31,34 @@ def test_a_neighbour_is_looked_at_and_nobody_elses_process_is(monkeypatch: pytes
     # Its main thread waits, and another one runs now and then, as that of an event loop.
     turns = "import threading, time\ndef turn():\n while True: time.sleep(0.05)\n"
     turns += "threading.Thread(target=turn, daemon=True).start()\nprint(flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as neighbour:
-        assert neighbour.stdout is not None
-        neighbour.stdout.readline()
 
-        def look() -> int:
-            return asyncio.run(process.ran_ns(neighbour.pid))
+    def begun() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", turns], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    with begun() as neighbour, begun() as other:
+        for each in (neighbour, other):
+            assert each.stdout is not None
+            each.stdout.readline()
+
+        def look(at: "subprocess.Popen[bytes]") -> int:
+            return asyncio.run(process.ran_ns(at.pid))
 
         def is_stopped() -> bool:
             stat = ProcessStat.of(neighbour.pid)
             return stat is not None and stat.state == "T"
 
-        assert look() == 0  # its parent is not ours
+        assert look(neighbour) == 0  # its parent is not ours
         monkeypatch.setattr(os, "getppid", os.getpid)
-        seen = look()
+        seen = look(neighbour)
         assert seen > 0
-        until("it runs", lambda: look() != seen, within_s=10.0)
+        until("it runs", lambda: look(neighbour) != seen, within_s=10.0)
         neighbour.send_signal(signal.SIGSTOP)
-        until(
-            "it is stopped", lambda: (ProcessStat.of(neighbour.pid) or pytest.fail("gone")).state == "T", within_s=10.0
-        )
-        seen = look()
-        time.sleep(0.5)  # the time in which it would run
-        assert look() == seen
+        until("it is stopped", is_stopped, within_s=10.0)
+        seen = look(neighbour)
+        for _ in range(5):  # as often as it would have turned itself
+            before = look(other)
+            until("the other one runs", lambda before=before: look(other) != before, within_s=10.0)  # type: ignore[misc]
+        assert look(neighbour) == seen
         neighbour.kill()
-    assert look() == 0  # it is gone
+        other.kill()
+    assert look(neighbour) == 0  # it is gone

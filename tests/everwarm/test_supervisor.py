@@ -139,7 +139,7 @@ def test_a_stopped_process_is_ended_within_five_seconds_and_one_that_runs_is_wai
         town.hanging.add("a/host")
         if runs:
             town.running.add("a/host")
-        await asyncio.sleep(15.0 if runs else 4.0)
+        await asyncio.sleep(14.9 if runs else 3.9)
         assert town.killed == []
         await asyncio.sleep(1.1)
         assert town.killed == ["a/host"]
@@ -199,7 +199,7 @@ def test_a_machine_that_is_away_has_no_process_ended_and_one_that_hangs_there_ha
         await asyncio.sleep(3.0)
         assert supervisor.report()["b/host"]["state"] == "running"
         town.hanging.add("b/host")
-        await asyncio.sleep(8.0)
+        await asyncio.sleep(6.0)
 
     supervised(town, scenario)
     assert town.killed == ["b/host"]
@@ -229,7 +229,7 @@ def test_a_process_that_nobody_is_told_of_is_replaced_all_the_same() -> None:
     town.kill = told.append  # type: ignore[method-assign, assignment]
 
     async def scenario(supervisor: Supervisor) -> None:
-        await asyncio.sleep(10.0)
+        await asyncio.sleep(8.0)
 
     supervised(town, scenario)
     assert (told, town.numbers["a/host"]) == (["a/host"], 2)
